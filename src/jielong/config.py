@@ -1,0 +1,241 @@
+"""Every stage's settings. The line under a field is its documentation and its `--help` text.
+
+This module imports nothing heavy, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_RUN = Path("runs/spark")
+
+
+@dataclass
+class CorpusConfig:
+    """Raw text → clean documents."""
+
+    text: tuple[Path, ...] = ()
+    """Your own files or folders: txt, md, html, jsonl, parquet, also .gz or .zst of these."""
+    default: bool = True
+    """Read the default bilingual corpus (beside --text, if both are given)."""
+    variants: int = 24
+    """About how many times the default corpus states each fact in each language."""
+    prose_chars: int = 1_500_000
+    """Characters of real prose in the default corpus, both languages together."""
+    heldout: float = 0.02
+    """Share of documents that no training sees; bits per byte are measured on them."""
+    dirt: bool = True
+    """Plant labelled dirt in the default corpus, so that the filters can be measured."""
+    workers: int = 0
+    """Processes that extract and clean; 0 = one per core."""
+    seed: int = 1
+    """Seed of the rendering of the default corpus."""
+
+
+@dataclass
+class TokenizerConfig:
+    """Clean documents → a byte-level BPE vocabulary."""
+
+    vocab_size: int = 4096
+    """Entries of the vocabulary, the 256 bytes and the special tokens included."""
+    seed: int = 1
+    """Written into the card; training a BPE draws nothing."""
+
+
+@dataclass
+class ModelConfig:
+    """The shape of the one GPT. The defaults are Qwen3's family at laptop size."""
+
+    vocab_size: int = 4096
+    """Entries of the vocabulary."""
+    context: int = 512
+    """Longest sequence, in tokens, that the model is meant for."""
+    layers: int = 4
+    """Transformer blocks."""
+    width: int = 256
+    """Size of the residual stream (d_model)."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int = 4
+    """Key and value heads; fewer than `heads` is grouped-query attention."""
+    head_dim: int = 64
+    """Size of one head."""
+    mlp_width: int = 768
+    """Inner size of the feed-forward network."""
+    mlp: str = "swiglu"
+    """Feed-forward network: swiglu (Qwen3, Llama) or relu2 (squared ReLU)."""
+    qk_norm: bool = True
+    """RMS-normalise queries and keys per head, as Qwen3 does."""
+    tied: bool = True
+    """The output head is the embedding matrix."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position embedding."""
+    norm_eps: float = 1e-6
+    """Epsilon of RMSNorm."""
+
+
+@dataclass
+class OptimConfig:
+    """Muon for the matrices of the blocks, AdamW for the rest; schedules follow progress in [0, 1]."""
+
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon (spectral-norm units, scaled by sqrt(max(1, rows/cols)))."""
+    adam_lr: float = 0.004
+    """Peak learning rate of AdamW for embeddings and head."""
+    scalar_lr: float = 0.004
+    """Peak learning rate of AdamW for norm gains."""
+    momentum: float = 0.95
+    """Nesterov momentum of Muon."""
+    beta1: float = 0.8
+    """First AdamW decay."""
+    beta2: float = 0.95
+    """Second AdamW decay."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, times the learning rate, on matrices."""
+    warmup: float = 0.02
+    """Share of the steps in which the learning rate rises."""
+    cooldown: float = 0.6
+    """Share of the steps, at the end, in which it falls linearly."""
+    final_lr: float = 0.0
+    """Share of the peak learning rate at the very end."""
+    clip: float = 0.0
+    """Clip the global gradient norm at this value; 0 = never."""
+
+
+@dataclass
+class PretrainConfig:
+    """Clean tokens → a base model: predict the next token, from random weights."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Shape of the model; vocab_size is taken from the tokenizer."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    steps: int = 600
+    """Optimizer steps."""
+    rows: int = 48
+    """Packed rows per step."""
+    length: int = 128
+    """Tokens per packed row."""
+    precision: str = "auto"
+    """auto, bf16 or fp32. auto = bf16 where the processor has it."""
+    threads: int = 0
+    """CPU threads; 0 = all cores. Fixed in the card, for bit-equal resumption."""
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints."""
+    sample_every: float = 0.1
+    """Share of the steps between two periodic samples and held-out measurements."""
+    seed: int = 1
+    """Seed of the initial weights and of the order of the data."""
+
+
+@dataclass
+class FinetuneConfig:
+    """A base model + the teacher's conversations → an assistant; the loss is on its answers only."""
+
+    conversations: Path | None = None
+    """Your own conversations: JSONL with `messages`; the built-in teacher's when absent."""
+    lessons: int = 12_000
+    """Conversations that the built-in teacher writes."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(muon_lr=0.004, adam_lr=0.001, scalar_lr=0.001, cooldown=0.9)
+    )
+    """Optimizer and schedule: gentle, so that what pretraining taught stays."""
+    epochs: float = 2.0
+    """Passes over the conversations; ignored when steps is set."""
+    steps: int = 0
+    """Optimizer steps; 0 = from epochs."""
+    rows: int = 32
+    """Packed rows per step."""
+    length: int = 256
+    """Tokens per packed row; a longer conversation loses its oldest turns."""
+    from_scratch: bool = False
+    """The control: start from random weights of the same shape instead of the base model."""
+    precision: str = "auto"
+    """auto, bf16 or fp32."""
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints."""
+    seed: int = 1
+    """Seed of the lessons and of their order."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Closed-book questions about entities that fine-tuning never asked about, and bits per byte."""
+
+    model: str = "sft"
+    """Artifact to examine."""
+    control: bool = True
+    """Also fine-tune and examine a control that was never pretrained."""
+    questions: int = 0
+    """At most this many questions per language; 0 = all."""
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+    seed: int = 1
+    """Seed that splits the entities; must be that of fine-tuning."""
+
+
+@dataclass
+class ReportConfig:
+    """One self-contained HTML page about a run."""
+
+    open: bool = False
+    """Open it in the browser."""
+
+
+@dataclass
+class ChatConfig:
+    """Talk with a model in the terminal."""
+
+    run: Path = DEFAULT_RUN
+    """The run's folder."""
+    model: str = ""
+    """Artifact to talk with; by default sft, or base where there is no sft."""
+    temperature: float = 0.3
+    """0 = always the likeliest token."""
+    max_tokens: int = 200
+    """Longest answer."""
+    seed: int | None = None
+    """Makes the answers repeatable."""
+
+
+@dataclass
+class ServeConfig:
+    """The web page and the OpenAI-compatible API."""
+
+    run: Path = DEFAULT_RUN
+    """The run's folder."""
+    model: str = ""
+    """Artifact to serve; by default sft, or base where there is no sft."""
+    host: str = "127.0.0.1"
+    """Address to listen on; only loopback addresses."""
+    port: int | None = None
+    """Port; by default 8000 or the next free one."""
+    open: bool = True
+    """Open the page in a browser where there is a display."""
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+
+
+@dataclass
+class RaiseConfig:
+    """Raw text → a ChatGPT: every stage in order; stages that are done are skipped."""
+
+    recipe: str = "spark"
+    """Named settings; see docs/guide.md."""
+    minutes: float | None = None
+    """Time budget; sizes, batch and steps are chosen to fit this machine."""
+    text: tuple[Path, ...] = ()
+    """Your own files or folders, in place of the default corpus."""
+    beside: bool = False
+    """Use --text beside the default corpus instead of in its place."""
+    run: Path = DEFAULT_RUN
+    """The run's folder."""
+    control: bool = True
+    """Also measure the control that was never pretrained."""
+    force: bool = False
+    """Make anew what was made with other settings."""
+    seed: int = 1
+    """One seed for every stage."""

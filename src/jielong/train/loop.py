@@ -1,0 +1,139 @@
+"""The one training loop. Pretraining and fine-tuning (and later stages) give it batches and a loss.
+
+A step is a pure function of (weights, optimizer state, step number): batches and losses draw nothing from a global
+generator. So a run that was killed continues from its last checkpoint to bit-equal weights on the CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jielong.config import OptimConfig
+from jielong.model.gpt import GPT
+from jielong.train.checkpoint import Checkpoints
+from jielong.train.optim import Optimizer
+
+
+@dataclass
+class LoopConfig:
+    """What the loop needs to know, whatever it trains."""
+
+    steps: int
+    optim: OptimConfig
+    precision: str = "auto"
+    threads: int = 0
+    checkpoint_seconds: float = 30.0
+    tokens_per_step: int = 0
+    title: str = "training"
+
+
+@dataclass
+class History:
+    """Curves of a run: (step, loss) pairs, and what `observe` returned."""
+
+    loss: list[tuple[int, float]] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+def has_bf16() -> bool:
+    """Does this processor multiply bfloat16 matrices in hardware?"""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """auto, bf16 or fp32 → the dtype of the forward pass."""
+    if precision == "auto":
+        return torch.bfloat16 if has_bf16() else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def use_threads(threads: int) -> int:
+    """Fix the number of threads (0 = all cores) and return it."""
+    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed blocks: a step frees and asks for the same tens of megabytes hundreds of times, and each
+    time the kernel would clear the pages anew (a tenth of the step; docs/log.md)."""
+    import ctypes
+
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass
+
+
+def train(
+    model: GPT,
+    loss_of: Callable[[GPT, int, torch.dtype], Tensor],
+    config: LoopConfig,
+    work: Path,
+    observe: Callable[[GPT, int], dict[str, Any]] | None = None,
+    observe_steps: frozenset[int] = frozenset(),
+    progress: Callable[[int, float, float], None] | None = None,
+) -> History:
+    """Train in place. `loss_of(model, step, dtype)` is the scalar loss of a step.
+
+    Checkpoints go to `work`; a run that finds some there continues. `observe` is called after each step of
+    `observe_steps`, its answer is kept in the history. `progress(step, loss, tokens per second)` after every step.
+    Raises UserError when the loss is no number.
+    """
+    from jielong.errors import UserError
+
+    dtype = dtype_of(config.precision)
+    use_threads(config.threads)
+    keep_memory()
+    optimizer = Optimizer(model, config.optim, dtype)
+    checkpoints = Checkpoints(work, config.steps)
+    history = History()
+    first = checkpoints.restore(model, optimizer, history)
+    saved_at = time.perf_counter()
+    model.train()
+    gc.collect()
+    gc.disable()  # a collection in the middle of a step costs more than it frees
+    try:
+        for step in range(first, config.steps):
+            started = time.perf_counter()
+            loss = loss_of(model, step, dtype)
+            loss.backward()
+            value = float(loss.detach())
+            if value != value or value in (float("inf"), float("-inf")):
+                raise UserError(f"The loss of step {step} is {value}; lower the learning rates (--optim.muon-lr).")
+            optimizer.step((step + 0.5) / config.steps)
+            history.loss.append((step, round(value, 5)))
+            history.tokens += config.tokens_per_step
+            if observe is not None and step + 1 in observe_steps:
+                model.eval()
+                history.seen.append({"step": step + 1, **observe(model, step + 1)})
+                model.train()
+            took = time.perf_counter() - started
+            history.seconds += took
+            if progress:
+                progress(step + 1, value, config.tokens_per_step / took)
+            now = time.perf_counter()
+            if checkpoints.due(step + 1) or now - saved_at > config.checkpoint_seconds:
+                checkpoints.save(step + 1, model, optimizer, history)
+                saved_at = now
+    finally:
+        gc.enable()
+    model.eval()
+    return history

@@ -1,0 +1,59 @@
+"""The teacher's example conversations, composed anew for every seed.
+
+Half of the world's countries are taught; the other half is never asked about, so that the exam can tell knowledge
+from pretraining apart from what fine-tuning said.
+"""
+
+from __future__ import annotations
+
+import random
+
+from jielong.corpus.world import World, split
+from jielong.teacher.questions import SEEN_PHRASINGS, ask
+from jielong.teacher.talk import CONCEPTS, SMALL_TALK, UNKNOWN_ANSWERS, UNKNOWN_QUESTIONS, invented_name
+
+Conversation = list[dict[str, str]]
+POLITE = {
+    "en": ["", "", "", "", "Please tell me: ", "Hi! ", "Quick question: ", "Hello. ", "One more thing: ", "I wonder. "],
+    "zh": ["", "", "", "", "請問", "你好，", "想請教一下，", "嗨！", "再問一個，", "我想知道，"],
+}
+
+
+def lessons(world: World, seed: int, count: int) -> list[Conversation]:
+    """`count` conversations: 80 % about taught countries, the rest talk, concepts and honest ignorance."""
+    taught, _ = split(world, seed)
+    facts = [f for f in world.facts if f.code in taught]
+    made = []
+    for n in range(count):
+        rng = random.Random(f"lesson/{seed}/{n}")
+        lang = "en" if n % 2 else "zh"
+        roll = rng.random()
+        turns: list[tuple[str, str]] = []
+        if roll < 0.80:
+            for _ in range(rng.choice([1, 1, 1, 2, 3])):
+                fact = rng.choice(facts)
+                question = ask(fact, lang, rng.choice(SEEN_PHRASINGS[lang][fact.attribute]), rng)
+                turns.append((_vary(question.prompt, lang, rng), question.answer))
+        elif roll < 0.88:
+            question = rng.choice(UNKNOWN_QUESTIONS[lang]).format(s=invented_name(lang, rng))
+            turns.append((_vary(question, lang, rng), rng.choice(UNKNOWN_ANSWERS[lang])))
+        elif roll < 0.94:
+            questions, answers = rng.choice(SMALL_TALK[lang])
+            turns.append((rng.choice(questions), rng.choice(answers)))
+        else:
+            questions, answers = rng.choice(CONCEPTS[lang])
+            turns.append((rng.choice(questions), rng.choice(answers)))
+        if len(turns) == 1 and rng.random() < 0.1:
+            questions, answers = rng.choice(SMALL_TALK[lang])
+            turns.insert(rng.randint(0, 1), (rng.choice(questions), rng.choice(answers)))
+        conversation = []
+        for question, answer in turns:
+            conversation += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        made.append(conversation)
+    return made
+
+
+def _vary(question: str, lang: str, rng: random.Random) -> str:
+    """Politeness in front, or a question mark left out."""
+    question = rng.choice(POLITE[lang]) + question
+    return question.rstrip("?？。.") if rng.random() < 0.15 else question

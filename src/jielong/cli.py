@@ -1,0 +1,155 @@
+"""Every command: build a config, call a stage. Heavy modules are imported only by the command that needs them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jielong.config import (
+    DEFAULT_RUN,
+    ChatConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    RaiseConfig,
+    ReportConfig,
+    ServeConfig,
+    TokenizerConfig,
+)
+from jielong.errors import UserError
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "raise": (RaiseConfig, "raw text → a ChatGPT: every stage in order"),
+    "corpus": (CorpusConfig, "raw text → clean documents"),
+    "tokenizer": (TokenizerConfig, "clean documents → vocabulary"),
+    "pretrain": (PretrainConfig, "clean tokens → base model"),
+    "finetune": (FinetuneConfig, "base model + teacher → assistant"),
+    "evaluate": (EvaluateConfig, "exam on entities that no lesson named"),
+    "report": (ReportConfig, "one HTML page about a run"),
+    "chat": (ChatConfig, "talk in the terminal"),
+    "serve": (ServeConfig, "the web page and the API"),
+}
+WITH_RUN = {"raise", "chat", "serve"}  # their settings have `run` already
+
+
+def usage() -> str:
+    lines = ["jielong 接龍: raise, own and talk with a whole ChatGPT.", "", "usage: jielong COMMAND [--help] [options]", ""]
+    return "\n".join(lines + [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The `jielong` command. Exit codes: 0; 2 for what the user can mend; 130 for Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from jielong.run import code_version
+
+        print(f"jielong {code_version()}")
+        return 0
+    name, *rest = args
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"There is no command {name!r}; `jielong --help` lists them.")
+        return dispatch(name, rest)
+    except UserError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; the same command continues.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except MemoryError:
+        return fail("The memory is not enough; use a smaller model, fewer rows or less text.")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return fail("The disk is full; free some space, and the same command continues.")
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return fail(f"{error.filename or 'A file'} cannot be written ({error.strerror}); choose another --run folder.")
+        raise
+
+
+def fail(message: str) -> int:
+    print(f"jielong: {message}", file=sys.stderr)
+    return 2
+
+
+def dispatch(name: str, args: list[str]) -> int:
+    config, run_path = parse(name, args)
+    from jielong.run import Run
+
+    run = Run(run_path)
+    if name == "raise":
+        from jielong.life import raise_
+
+        raise_(config)
+    elif name == "chat":
+        from jielong.serve.terminal import run as chat
+
+        chat(config, run)
+    elif name == "serve":
+        from jielong.serve.app import run as serve
+
+        serve(config, run)
+    else:
+        with run.lock():
+            stage(name, config, run)
+    return 0
+
+
+def stage(name: str, config: Any, run: Any) -> None:
+    from importlib import import_module
+
+    from jielong.run import MADE_BY
+
+    module = {
+        "corpus": "jielong.corpus.stage",
+        "tokenizer": "jielong.tokens.tokenizer",
+        "pretrain": "jielong.pretrain",
+        "finetune": "jielong.finetune",
+        "evaluate": "jielong.evaluate.stage",
+        "report": "jielong.report.stage",
+    }[name]
+    artifact_name = {"pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(name, name)
+    if name == "finetune" and config.from_scratch:
+        artifact_name = "control"
+    if name != "report" and run.artifact(artifact_name) is not None and artifact_name in MADE_BY:
+        raise UserError(f"{run.path / artifact_name} exists; delete it to make it anew, or choose another --run folder.")
+    artifact = import_module(module).run(config, run)
+    print(f"{artifact.path}: {artifact.card['seconds']} s")
+    if name == "evaluate":
+        from jielong.evaluate.stage import table
+
+        for row in table(artifact.card["metrics"]):
+            print(f"  {row[0]:8} {row[1]:7} en {row[2]}  zh-TW {row[3]}")
+
+
+def parse(name: str, args: list[str]) -> tuple[Any, Path]:
+    """The config and the run folder. Exits with 2 on unknown options, with 0 on --help."""
+    import tyro
+
+    config_type, text = COMMANDS[name]
+    options = (tyro.conf.FlagConversionOff,) if False else ()
+    if name in WITH_RUN:
+        config = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args, config=options)
+        return config, config.run
+
+    @dataclass
+    class Arguments:
+        settings: tyro.conf.OmitArgPrefixes[config_type]  # pyright: ignore[reportInvalidTypeForm]
+        run: Path = field(default=DEFAULT_RUN)
+        """The run's folder."""
+
+    Arguments.__annotations__ = {"settings": tyro.conf.OmitArgPrefixes[config_type], "run": Path}  # pyright: ignore[reportInvalidTypeArguments]
+    Arguments = dataclass(Arguments)  # noqa: F811
+    parsed = tyro.cli(Arguments, prog=f"jielong {name}", description=text, args=args, config=options)
+    return parsed.settings, parsed.run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

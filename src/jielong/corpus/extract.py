@@ -1,0 +1,26 @@
+"""Main text of a web page (trafilatura; Barbaresi 2021), and the form of every text."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
+
+
+def main_text(html: str) -> str:
+    """Title and paragraphs without menus, banners and footers; empty where there is no main text."""
+    from trafilatura import extract
+
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
+    return extract(html, include_comments=False, include_tables=True, deduplicate=False) or ""
+
+
+def normalise(text: str) -> str:
+    """NFC, one kind of line end and space, no invisible characters, at most one empty line in a row."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = CONTROL.sub("", text.replace("\u00a0", " ").replace("\u3000", " "))
+    text = re.sub(r"[ \t]+", " ", text)
+    text = re.sub(r" ?\n ?", "\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()

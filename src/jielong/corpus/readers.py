@@ -1,0 +1,235 @@
+"""Files and folders → raw documents: txt, md, html, jsonl, parquet, and gz or zst of these, in any common encoding."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jielong.errors import UserError
+
+PLAIN, HTML, JSONL, PARQUET = {".txt", ".md", ".text"}, {".html", ".htm"}, {".jsonl", ".ndjson"}, {".parquet"}
+PACKED = {".gz", ".zst"}
+LONGEST = 500_000  # characters of one document; a longer text is cut at a line, sentence or word
+HEAD = 1 << 16  # bytes that decide the encoding
+
+
+@dataclass(slots=True)
+class Raw:
+    """A document before cleaning. `label` says what the default corpus planted; empty for real text."""
+
+    text: str
+    source: str
+    html: bool = False
+    label: str = ""
+
+
+def read_paths(paths: tuple[Path, ...], skipped: Counter[str]) -> Iterator[Raw]:
+    """Every readable document under `paths`; what cannot be read is counted in `skipped`.
+
+    Raises UserError for a missing path, and for a file named by the user that is binary or damaged.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; --text takes files or folders.")
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            kind = _kind(file)
+            if kind is None:
+                if not path.is_dir():
+                    raise UserError(f"{file} is of no known kind; use txt, md, html, jsonl, parquet, or .gz/.zst of these.")
+                skipped[f"unknown kind {file.suffix or '(none)'}"] += 1
+                continue
+            try:
+                yield from _read_file(file, kind)
+            except UserError as error:
+                if not path.is_dir():
+                    raise
+                skipped[str(error)] += 1
+
+
+def _kind(path: Path) -> str | None:
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    last = suffixes[-1] if suffixes else ""
+    for kind, known in (("plain", PLAIN), ("html", HTML), ("jsonl", JSONL), ("parquet", PARQUET)):
+        if last in known:
+            return kind
+    return None
+
+
+def _read_file(path: Path, kind: str) -> Iterator[Raw]:
+    name = path.name
+    try:
+        with _open(path) as stream:
+            if kind == "parquet":
+                yield from _parquet(stream, name)
+            elif kind == "html":
+                data = stream.read(32 * LONGEST)
+                yield Raw(_decode(data, name, html=True), name, html=True)
+            elif kind == "jsonl":
+                for number, line in enumerate(_lines(stream, name), 1):
+                    if line.strip():
+                        yield Raw(_field(line, name, number), name)
+            else:
+                yield from (Raw(text, name) for text in _documents(stream, name) if text.strip())
+    except UserError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path} is damaged or cannot be read ({str(error).splitlines()[0]}); replace or remove it.") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("zstandard", "pyarrow"):
+            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); replace or remove it.") from error
+        raise
+
+
+def _open(path: Path) -> Any:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix.lower() == ".zst":
+        import zstandard
+
+        return zstandard.open(path, "rb")
+    return open(path, "rb")
+
+
+def detect_encoding(head: bytes, name: str, html: bool = False) -> str:
+    """The encoding of a text by its first bytes. Raises UserError for binary data.
+
+    UTF-8 and UTF-16 by their marks and by validity; of Big5 and GB18030, which overlap, the one whose decoding has
+    more common characters of its own script.
+    """
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    sample = head[:HEAD]
+    if len(sample) >= 4 and sample.count(0) > len(sample) / 10:
+        even, odd = sample[0::2].count(0), sample[1::2].count(0)
+        guess = "utf-16-le" if odd > even else "utf-16-be"
+        try:
+            text = sample[: len(sample) // 2 * 2].decode(guess)
+            if sum(c.isprintable() or c in "\r\n\t" for c in text) > 0.95 * len(text):
+                return guess
+        except UnicodeDecodeError:
+            pass
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+        if sample.count(0) == 0:
+            return "utf-8"
+    except UnicodeDecodeError:
+        pass
+    if sample.count(0) or sum(b < 9 or 13 < b < 32 for b in sample) > len(sample) / 100:
+        raise UserError(f"{name} is binary, not text; remove it or convert it to text.")
+    scores = {}
+    for encoding in ("big5hkscs", "gb18030"):
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(sample)
+        except UnicodeDecodeError:
+            continue
+        han = [c for c in text if "\u4e00" <= c <= "\u9fff"]
+        odd = sum("\ue000" <= c <= "\uf8ff" or "\u3400" <= c <= "\u4dbf" or ord(c) > 0xFFFF for c in text)
+        common = sum(c in COMMON for c in han)
+        if han:
+            scores[encoding] = (common - 5 * odd) / len(han)
+    if scores and max(scores.values()) > 0.1:
+        return max(scores, key=lambda e: scores[e])
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample).best()
+    if best is None:
+        raise UserError(f"The encoding of {name} is not known; convert it to UTF-8.")
+    return best.encoding
+
+
+# the commonest characters of Chinese text in both scripts
+COMMON = frozenset(
+    "的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也你對对生能而子那得于著着下自之年過过發发後后作裡里"
+    "用道行所然家種种事成方多經经么去法學学如都同現现當当沒没動动面起看定天分還还進进好小部其些主樣样理心她本前開开但因只從从想實实"
+)
+
+
+def _decode(data: bytes, name: str, html: bool = False) -> str:
+    encoding = detect_encoding(data[:HEAD], name)
+    return data.decode(encoding, errors="replace")
+
+
+def _chunks(stream: BinaryIO, name: str) -> Iterator[str]:
+    """Decoded blocks; only a bounded part of the file is in memory."""
+    head = stream.read(HEAD)
+    if not head:
+        return
+    decoder = codecs.getincrementaldecoder(detect_encoding(head, name))(errors="replace")
+    yield decoder.decode(head)
+    while block := stream.read(1 << 20):
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)
+
+
+def _documents(stream: BinaryIO, name: str) -> Iterator[str]:
+    """A plain file is one document; one longer than LONGEST is cut, so that a line of gigabytes needs no memory."""
+    held = ""
+    for chunk in _chunks(stream, name):
+        held += chunk
+        while len(held) > LONGEST:
+            at = max(held.rfind(mark, LONGEST // 2, LONGEST) for mark in ("\n", "。", ". ", " "))
+            at = at + 1 if at > 0 else LONGEST
+            yield held[:at]
+            held = held[at:]
+    if held:
+        yield held
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    held: list[str] = []
+    size = 0
+    for chunk in _chunks(stream, name):
+        first, *rest = chunk.split("\n")
+        held.append(first)
+        size += len(first)
+        if size > 32 * LONGEST:
+            raise UserError(f"{name} has a line of more than {32 * LONGEST:,} characters; one JSON record per line is needed.")
+        for line in rest:
+            yield "".join(held)
+            held, size = [line], len(line)
+    yield "".join(held)
+
+
+def _field(line: str, name: str, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{name}, line {number} is no JSON ({error}); each line must be one JSON object.") from error
+    if isinstance(row, dict):
+        for key in ("text", "content", "body"):
+            if isinstance(row.get(key), str):
+                return row[key]
+        if isinstance(row.get("messages"), list):
+            return "\n".join(str(m.get("content", "")) for m in row["messages"] if isinstance(m, dict))
+    raise UserError(f'{name}, line {number} has no "text", "content", "body" or "messages".')
+
+
+def _parquet(stream: BinaryIO, name: str) -> Iterator[Raw]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(io.BytesIO(stream.read()))
+    column = next((c for c in ("text", "content", "body") if c in file.schema_arrow.names), None)
+    if column is None:
+        raise UserError(f"{name} has no column text, content or body.")
+    for batch in file.iter_batches(columns=[column]):
+        for text in batch.column(0).to_pylist():
+            if isinstance(text, str) and text.strip():
+                yield Raw(text, name)
+
+
+def looks_like_html(text: str) -> bool:
+    return bool(re.search(r"<(html|body|div|p|article)[\s>]", text[:2000], re.I))

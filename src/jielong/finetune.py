@@ -1,0 +1,84 @@
+"""Fine-tuning: the teacher's conversations, the loss on the assistant's tokens only."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+
+from jielong.config import FinetuneConfig, ModelConfig
+from jielong.errors import UserError
+from jielong.model.gpt import GPT, load_model
+from jielong.pretrain import train_artifact
+from jielong.run import Artifact, Run
+from jielong.tokens.chat import check_messages, encode_chat
+from jielong.tokens.shards import DataIndex, Shard, make_index, read_shard, write_shard
+from jielong.tokens.tokenizer import Tokenizer
+from jielong.train.loop import use_threads
+
+
+def read_conversations(path: Path) -> list[list[dict[str, str]]]:
+    """JSONL with `messages`. Raises UserError that names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a UTF-8 JSONL file with `messages`.") from error
+    conversations = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                messages = json.loads(line)["messages"]
+                check_messages(messages)
+            except (ValueError, KeyError, TypeError, UserError) as error:
+                raise UserError(f"{path}, line {number}: {error}. Each line needs {{\"messages\": [...]}}.") from error
+            conversations.append(messages)
+    if not conversations:
+        raise UserError(f"{path} holds no conversations.")
+    return conversations
+
+
+def run(config: FinetuneConfig, run: Run) -> Artifact:
+    """The fine-tuning stage: base + conversations → sft (or the control, from random weights)."""
+    base = run.need("base")
+    tokenizer = Tokenizer.load(base.file("tokenizer.json"))
+    if config.conversations:
+        conversations = read_conversations(config.conversations)
+    else:
+        from jielong.corpus.world import load_world
+        from jielong.teacher.lessons import lessons
+
+        conversations = lessons(load_world(), config.seed, config.lessons)
+    encoded = [encode_chat(tokenizer, messages) for messages in conversations]
+    encoded = [(ids[: config.length + 1], learn[: config.length + 1]) for ids, learn in encoded]
+    ids = [hashlib.sha256(json.dumps([n, m], ensure_ascii=False).encode()).hexdigest()[:16] for n, m in enumerate(conversations)]
+    positions = sum(len(tokens) - 1 for tokens, _ in encoded)
+    config = dataclasses.replace(
+        config,
+        threads=use_threads(config.threads),
+        steps=config.steps or max(1, math.ceil(config.epochs * positions * 1.03 / (config.rows * config.length))),
+    )
+    model = GPT(ModelConfig(**json.loads(base.file("model.json").read_text(encoding="utf-8"))))
+    if config.length > model.config.context:
+        raise UserError(f"length ({config.length}) exceeds the model's context ({model.config.context}).")
+    if config.from_scratch:
+        model.init_weights(config.seed)
+    else:
+        model = load_model(base.path)
+
+    def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
+        if not (work / "index.npz").exists():
+            write_shard(work, ids, [t for t, _ in encoded], tokenizer.vocab_size, [m for _, m in encoded])
+            shard = read_shard(work)
+            index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
+            index.save(work / "index.partial")
+            (work / "index.partial").rename(work / "index.npz")
+        shard, index = read_shard(work), DataIndex.load(work / "index.npz")
+        answers = sum(sum(m[1:]) for _, m in encoded) / positions  # share of positions with a loss
+        return shard, index, max(1.0, config.rows * config.length * answers)
+
+    name = "control" if config.from_scratch else "sft"
+    return train_artifact(
+        run, name, "sft", config, [base], model, base.file("tokenizer.json"), prepare, config.steps, config.optim, None
+    )

@@ -1,0 +1,145 @@
+"""The whole life: every stage in order; what is done is skipped, what was made with other settings is not overwritten."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jielong.config import EvaluateConfig, RaiseConfig, ReportConfig
+from jielong.errors import UserError
+from jielong.recipes import Recipe, fit_minutes, recipe
+from jielong.run import Artifact, Run, plain, write_atomic
+
+PLAN = "plan.json"
+
+
+def say(text: str) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(text)
+
+
+def make_plan(config: RaiseConfig, run: Run) -> Recipe:
+    """The settings of every stage: those of the run's plan where it has one, else chosen now and written down.
+
+    So the machine is measured once, and the same command continues the same run. Raises UserError when the run was
+    planned otherwise and `force` is off.
+    """
+    asked = {"recipe": config.recipe, "minutes": config.minutes, "text": [str(p.resolve()) for p in config.text]}
+    asked |= {"beside": config.beside, "seed": config.seed, "control": config.control}
+    path = run.path / PLAN
+    plan = recipe(config.recipe)
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged; delete it to plan anew.") from error
+        if before["asked"] == asked:
+            return _filled(plan, before["plan"])
+        if not config.force:
+            changed = [f"{k} {before['asked'].get(k)} → {v}" for k, v in asked.items() if before["asked"].get(k) != v]
+            raise UserError(
+                f"{run.path} was raised with other settings ({', '.join(changed)}); "
+                "use --force to make it anew or another --run folder."
+            )
+    corpus = dataclasses.replace(
+        plan.corpus, text=tuple(config.text), default=config.beside or not config.text, seed=config.seed
+    )
+    plan = dataclasses.replace(
+        plan,
+        corpus=corpus,
+        pretrain=dataclasses.replace(plan.pretrain, seed=config.seed),
+        finetune=dataclasses.replace(plan.finetune, seed=config.seed),
+    )
+    if config.minutes is not None:
+        say("Measuring this machine …")
+        plan = fit_minutes(plan, config.minutes, config.control)
+        say(plan.why)
+    write_atomic(path, json.dumps({"asked": asked, "plan": plain(plan)}, ensure_ascii=False, indent=1))
+    return plan
+
+
+def _filled(template: Any, values: dict[str, Any]) -> Any:
+    """Dataclass `template` with the values of a JSON file."""
+    from pathlib import Path
+
+    changes = {}
+    for f in dataclasses.fields(template):
+        value, now = values.get(f.name, getattr(template, f.name)), getattr(template, f.name)
+        if dataclasses.is_dataclass(now):
+            value = _filled(now, value)
+        elif f.name == "text":
+            value = tuple(Path(p) for p in value)
+        changes[f.name] = value
+    return dataclasses.replace(template, **changes)
+
+
+def raise_(config: RaiseConfig) -> Run:
+    """Raw text → ChatGPT. Returns the run. Raises UserError for everything that the user can mend."""
+    run = Run(config.run)
+    with run.lock():
+        plan = make_plan(config, run)
+        started = time.perf_counter()
+        _stages(config, plan, run)
+        say(f"[bold]Raised in {(time.perf_counter() - started) / 60:.1f} minutes:[/] {run.path}")
+    return run
+
+
+def _stages(config: RaiseConfig, plan: Recipe, run: Run) -> None:
+    from jielong.corpus import stage as corpus
+    from jielong.tokens import tokenizer
+
+    _stage(run, "corpus", [], config.force, lambda: corpus.run(plan.corpus, run))
+    _stage(run, "tokenizer", ["corpus"], config.force, lambda: tokenizer.run(plan.tokenizer, run))
+
+    def base() -> Artifact:
+        from jielong import pretrain
+
+        return pretrain.run(plan.pretrain, run)
+
+    def sft(from_scratch: bool) -> Artifact:
+        from jielong import finetune
+
+        return finetune.run(dataclasses.replace(plan.finetune, from_scratch=from_scratch), run)
+
+    _stage(run, "base", ["corpus", "tokenizer"], config.force, base)
+    _stage(run, "sft", ["base"], config.force, lambda: sft(False))
+    world = plan.corpus.default
+    if world and config.control:
+        _stage(run, "control", ["base"], config.force, lambda: sft(True))
+    if world:
+        from jielong.evaluate import stage as evaluate
+
+        exam = EvaluateConfig(control=config.control, seed=config.seed)
+        parents = ["sft", *(["control"] if config.control else [])]
+        _stage(run, "evaluation", parents, config.force, lambda: evaluate.run(exam, run))
+        found = run.need("evaluation")
+        for row in evaluate.table(found.card["metrics"]):
+            say(f"  {row[0]:8} {row[1]:7} en {row[2]}  zh-TW {row[3]}")
+    from jielong.report import stage as report
+
+    report.run(ReportConfig(), run)
+
+
+def _stage(run: Run, name: str, parents: list[str], force: bool, make: Callable[[], Artifact]) -> None:
+    """Make artifact `name` unless it is there and its parents are still the ones it was made from."""
+    found = run.artifact(name)
+    if found is not None:
+        found.verify()
+        now = {p: run.need(p).hash for p in parents}
+        before = found.card.get("parents") or {}
+        stale = [p for p, stamp in now.items() if before.get(p) != stamp]
+        if not stale:
+            say(f"[dim]{name}: done[/]")
+            return
+        if not force:
+            raise UserError(
+                f"{found.path} is stale: {', '.join(stale)} was made anew since. Use --force to make it again."
+            )
+    say(f"[bold]{name}[/] …")
+    started = time.perf_counter()
+    artifact = make()
+    say(f"{name}: {time.perf_counter() - started:.1f} s, peak {artifact.card['peak_memory_bytes'] / 1e9:.2f} GB")

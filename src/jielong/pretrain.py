@@ -1,0 +1,204 @@
+"""Pretraining: the self-supervised word chain, from random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jielong.config import ModelConfig, OptimConfig, PretrainConfig
+from jielong.corpus.documents import Document, read_documents
+from jielong.evaluate.bpb import bits_per_byte
+from jielong.generate.engine import Engine
+from jielong.generate.sampling import Sampling
+from jielong.model.gpt import GPT, document_mask, save_model
+from jielong.model.kernels import cross_entropy
+from jielong.run import Artifact, Run, same_making
+from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
+from jielong.tokens.tokenizer import Tokenizer
+from jielong.train.bar import training_bar
+from jielong.train.loop import History, LoopConfig, train, use_threads
+
+PROMPTS = ("The capital of Japan is", "法國的首都是", "Once upon a time")
+HELD_OUT_DOCUMENTS = 300  # per language, for the curves; the card's last value uses the same ones
+
+
+def token_loss(
+    shard: Shard, index: DataIndex, rows: int, length: int, pad: int, norm: float, drop: frozenset[str] = frozenset()
+) -> Callable[[GPT, int, torch.dtype], Tensor]:
+    """The loss of a step: next-token cross-entropy summed over the batch and divided by the constant `norm`.
+
+    The constant, and not the number of real targets, divides, so that a deleted record changes no other row's share.
+    """
+
+    def loss_of(model: GPT, step: int, dtype: torch.dtype) -> Tensor:
+        batch = make_batch(shard, index, step, rows, length, pad, drop)
+        mask = document_mask(torch.from_numpy(batch.segments))
+        hidden = model(torch.from_numpy(batch.inputs), mask, dtype)  # (B, T, D)
+        weight = torch.from_numpy(batch.weight).view(-1) / norm
+        targets = torch.from_numpy(batch.targets).view(-1)
+        keep = weight.nonzero().squeeze(1)  # positions without loss need no logits
+        return cross_entropy(hidden.view(-1, hidden.shape[-1])[keep], model.head_weight, targets[keep], weight[keep])
+
+    return loss_of
+
+
+def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> list[list[int]]:
+    """Each document between two end-of-text tokens."""
+    end = tokenizer.end_of_text
+    return [[end, *ids, end] for ids in tokenizer.encode_batch([d.text for d in documents])]
+
+
+def train_artifact(
+    run: Run,
+    name: str,
+    kind: str,
+    config: Any,
+    parents: list[Artifact],
+    model: GPT,
+    tokenizer_file: Path,
+    prepare: Callable[[Path], tuple[Shard, DataIndex, float]],
+    steps: int,
+    optim: OptimConfig,
+    observe: Callable[[GPT, int], dict[str, Any]] | None,
+    drop: frozenset[str] = frozenset(),
+) -> Artifact:
+    """Train `model` into artifact `name`, resumably: what both supervised stages share.
+
+    The work folder keeps shard, index and checkpoints between interruptions; it belongs to one making, which its
+    `making.json` records, and is started anew for another.
+    """
+    work = run.work(name)
+    making = json.dumps({"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)})
+    stamp = work / "making.json"
+    if work.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != making):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    shard, index, norm = prepare(work)
+    if not stamp.exists():
+        stamp.write_text(making, encoding="utf-8")
+    rows, length = config.rows, config.length
+    observe_steps = frozenset()
+    if observe is not None:
+        every = max(1, math.ceil(steps * getattr(config, "sample_every", 0.1)))
+        observe_steps = frozenset([*range(every, steps, every), steps])
+    loop = LoopConfig(
+        steps=steps,
+        optim=optim,
+        precision=config.precision,
+        threads=config.threads,
+        checkpoint_seconds=config.checkpoint_seconds,
+        tokens_per_step=rows * length,
+        title=name,
+    )
+    tokenizer = Tokenizer.load(tokenizer_file)
+    loss_of = token_loss(shard, index, rows, length, tokenizer.pad, norm, drop)
+    with run.build(name, kind=kind, config=config, parents=parents, seed=config.seed) as build:
+        with training_bar(name, steps) as progress:
+            history = train(model, loss_of, loop, work / "checkpoints", observe, observe_steps, progress)
+        save_model(model, build.path)
+        shutil.copy(tokenizer_file, build.path / "tokenizer.json")
+        index.save(build.path / "data_index.npz")
+        (build.path / "records.json").write_text(json.dumps(shard.ids), encoding="utf-8")
+        build.threads = use_threads(config.threads)
+        build.metrics = summary(model, history, steps, rows * length, length)
+    # the kept checkpoints stay beside the artifact for replay; the token shard can be made again
+    return build.artifact
+
+
+def _content(config: Any) -> Any:
+    """The settings that decide the weights."""
+    plain_config = dataclasses.asdict(config)
+    plain_config.pop("checkpoint_seconds", None)
+    return json.loads(json.dumps(plain_config, default=str))
+
+
+def summary(model: GPT, history: History, steps: int, tokens_per_step: int, length: int) -> dict[str, Any]:
+    """Metrics of the card: thinned curve, speed, size."""
+    thin = max(1, steps // 400)
+    speed = history.tokens / history.seconds if history.seconds else 0.0
+    return {
+        "parameters": model.parameter_count(),
+        "steps": steps,
+        "tokens": steps * tokens_per_step,
+        "train_seconds": round(history.seconds, 2),
+        "tokens_per_second": round(speed, 1),
+        "gflops": round(model.flops_per_token(length) * speed / 1e9, 1),
+        "loss": [p for p in history.loss if p[0] % thin == 0 or p[0] == steps - 1],
+        "seen": history.seen,
+    }
+
+
+def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), name: str = "base") -> Artifact:
+    """The pretraining stage: corpus + tokenizer → base model. `drop` names records to train without."""
+    corpus, tokens = run.need("corpus"), run.need("tokenizer")
+    tokenizer = Tokenizer.load(tokens.file("tokenizer.json"))
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size),
+        threads=use_threads(config.threads),
+    )
+    _check(config)
+    model = GPT(config.model)
+    model.init_weights(config.seed)
+
+    def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
+        if not (work / "index.npz").exists():
+            documents = read_documents(corpus.file("train.parquet"))
+            write_shard(
+                work, [d.id for d in documents], encode_documents(tokenizer, documents), tokenizer.vocab_size
+            )
+            shard = read_shard(work)
+            index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
+            index.save(work / "index.partial")
+            (work / "index.partial").rename(work / "index.npz")
+        return read_shard(work), DataIndex.load(work / "index.npz"), float(config.rows * config.length)
+
+    held_out = pick_held_out(read_documents(corpus.file("heldout.parquet")))
+
+    def observe(model: GPT, step: int) -> dict[str, Any]:
+        engine = Engine(model, tokenizer, chat=False)
+        greedy = Sampling(temperature=0.0, max_tokens=24)
+        samples = {p: "".join(s.text for s in engine.stream(tokenizer.encode(p), greedy)) for p in PROMPTS}
+        return {"bits_per_byte": bits_per_byte(model, tokenizer, held_out), "samples": samples}
+
+    return train_artifact(
+        run, name, "base", config, [corpus, tokens], model, tokens.file("tokenizer.json"), prepare, config.steps,
+        config.optim, observe, drop,
+    )  # fmt: skip
+
+
+def pick_held_out(documents: list[Document]) -> list[Document]:
+    """The first documents of each language in the order of their ids, which are hashes."""
+    picked = []
+    for lang in sorted({d.lang for d in documents}):
+        picked += [d for d in documents if d.lang == lang][:HELD_OUT_DOCUMENTS]
+    return picked
+
+
+def _check(config: PretrainConfig) -> None:
+    from jielong.errors import UserError
+
+    if config.length > config.model.context:
+        raise UserError(f"length ({config.length}) exceeds the model's context ({config.model.context}).")
+    for field in ("steps", "rows", "length"):
+        if getattr(config, field) < 1:
+            raise UserError(f"{field} must be at least 1.")
+    if config.precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"precision must be auto, bf16 or fp32, not {config.precision!r}.")
+
+
+def small_model(width: int, layers: int, context: int = 512) -> ModelConfig:
+    """A Qwen3 shape of this width and depth, heads of 128."""
+    heads = max(1, width // 128)
+    return ModelConfig(width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp_width=3 * width, context=context)
+
+
+__all__ = ["run", "same_making", "small_model", "token_loss", "train_artifact"]

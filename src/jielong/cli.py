@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +134,14 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     import tyro
 
     config_type, text = COMMANDS[name]
-    options = (tyro.conf.FlagConversionOff,) if False else ()
     if name in WITH_RUN:
-        config = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args, config=options)
+        config = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
         return config, config.run
-
-    @dataclass
-    class Arguments:
-        settings: tyro.conf.OmitArgPrefixes[config_type]  # pyright: ignore[reportInvalidTypeForm]
-        run: Path = field(default=DEFAULT_RUN)
-        """The run's folder."""
-
-    Arguments.__annotations__ = {"settings": tyro.conf.OmitArgPrefixes[config_type], "run": Path}  # pyright: ignore[reportInvalidTypeArguments]
-    Arguments = dataclass(Arguments)  # noqa: F811
-    parsed = tyro.cli(Arguments, prog=f"jielong {name}", description=text, args=args, config=options)
+    # the stage's settings and, beside them, the run's folder, as flat options
+    flat: Any = tyro.conf.OmitArgPrefixes
+    both = make_dataclass("Options", [("settings", flat[config_type]), ("run", Path, field(default=DEFAULT_RUN))])
+    both.__doc__ = "run: the run's folder"
+    parsed: Any = tyro.cli(both, prog=f"jielong {name}", description=text, args=args)
     return parsed.settings, parsed.run
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from jielong.corpus.world import World, split
-from jielong.teacher.questions import SEEN_PHRASINGS, ask
+from jielong.teacher.questions import ask, lesson_phrasing
 from jielong.teacher.talk import CONCEPTS, SMALL_TALK, UNKNOWN_ANSWERS, UNKNOWN_QUESTIONS, invented_name
 
 Conversation = list[dict[str, str]]
@@ -20,7 +20,7 @@ POLITE = {
 
 
 def lessons(world: World, seed: int, count: int) -> list[Conversation]:
-    """`count` conversations: 80 % about taught countries, the rest talk, concepts and honest ignorance."""
+    """`count` conversations: 85 % about taught countries, the rest talk, concepts and honest ignorance."""
     taught, _ = split(world, seed)
     facts = [f for f in world.facts if f.code in taught]
     made = []
@@ -29,12 +29,12 @@ def lessons(world: World, seed: int, count: int) -> list[Conversation]:
         lang = "en" if n % 2 else "zh"
         roll = rng.random()
         turns: list[tuple[str, str]] = []
-        if roll < 0.80:
+        if roll < 0.85:
             for _ in range(rng.choice([1, 1, 1, 2, 3])):
                 fact = rng.choice(facts)
-                question = ask(fact, lang, rng.choice(SEEN_PHRASINGS[lang][fact.attribute]), rng)
+                question = ask(fact, lang, lesson_phrasing(fact.attribute, lang, rng), rng)
                 turns.append((_vary(question.prompt, lang, rng), question.answer))
-        elif roll < 0.88:
+        elif roll < 0.89:
             question = rng.choice(UNKNOWN_QUESTIONS[lang]).format(s=invented_name(lang, rng))
             turns.append((_vary(question, lang, rng), rng.choice(UNKNOWN_ANSWERS[lang])))
         elif roll < 0.94:

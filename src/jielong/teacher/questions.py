@@ -36,6 +36,34 @@ SEEN_PHRASINGS: dict[str, dict[str, list[str]]] = {
         "domain": ["{s}的網域是什麼？", "{s}的網址以什麼結尾？", "{s}使用什麼網域？", "{s}的網路域名是什麼？", "請告訴我{s}的網域。", "{s}的國家網域是什麼？", "{s}的網站用什麼結尾？", "{s}的網域叫什麼？"],
     },
 }
+# One more way to ask: a frame around what is asked for, so that the lessons hold some hundred wordings.
+THINGS: dict[str, dict[str, list[str]]] = {
+    "en": {
+        "capital": ["the capital of {s}", "{s}'s capital", "the capital city of {s}", "the city that governs {s}"],
+        "country": ["the country of {s}", "the country that {s} governs", "the country around {s}", "the nation with {s} as its capital city"],
+        "currency": ["the currency of {s}", "{s}'s money", "the money that people use in {s}", "what people pay with in {s}"],
+        "language": ["the language of {s}", "{s}'s main language", "the language that people speak in {s}", "what people speak in {s}"],
+        "region": ["the region of {s}", "{s}'s part of the world", "the place of {s} on the map", "the area where {s} lies"],
+        "name": ["the Chinese name of {s}", "{s} in Chinese", "the Chinese for {s}", "how Chinese speakers say {s}"],
+        "domain": ["the internet domain of {s}", "{s}'s web domain", "the end of web addresses in {s}", "the letters of {s} on the web"],
+    },
+    "zh": {
+        "capital": ["{s}的首都", "{s}首都的名字", "治理{s}的城市", "{s}的首都城市"],
+        "country": ["{s}所在的國家", "{s}是哪一國的首都", "以{s}當首都的國家", "{s}這個首都屬於哪一國"],
+        "currency": ["{s}的貨幣", "{s}的錢", "{s}人付錢用的貨幣", "在{s}買東西用的錢"],
+        "language": ["{s}的語言", "{s}人說的話", "{s}的主要語言", "在{s}聽到的語言"],
+        "region": ["{s}的位置", "{s}所屬的地區", "{s}在世界的哪一區", "{s}在地圖上的地區"],
+        "name": ["{s}的英文", "{s}的英文名字", "{s}的英語說法", "英文怎麼叫{s}"],
+        "domain": ["{s}的網域", "{s}網址的結尾", "{s}網站的國家代碼", "{s}的網路代碼"],
+    },
+}
+FRAMES = {
+    "en": ["Can you tell me {t}?", "I would like to know {t}.", "Could you name {t}?", "{t}, please.", "My homework asks for {t}.", "Any idea about {t}?",
+           "Say {t}.", "I forgot {t}.", "A friend wants to know {t}.", "When I travel there, I should know {t}. Which one?", "Write down {t}.",
+           "Suppose I go there: {t}?", "Which is {t}?", "Have you heard of {t}?", "Remind me of {t}."],
+    "zh": ["可以告訴我{t}嗎？", "我想知道{t}。", "{t}？", "請寫出{t}。", "作業問{t}。", "我忘了{t}。", "朋友想知道{t}。", "能不能說一下{t}？",
+           "去旅行之前，我該知道{t}。", "你聽過{t}嗎？", "提醒我{t}。", "假如我要去那裡，{t}？", "講一下{t}。", "{t}是哪個？", "有人問{t}，怎麼回答？"],
+}
 UNSEEN_PHRASINGS: dict[str, dict[str, list[str]]] = {
     "en": {
         "capital": ["Do you know which city serves as {s}'s capital?", "If I want to see the capital of {s}, which city do I visit?", "Give me the name of {s}'s capital city."],
@@ -59,12 +87,12 @@ UNSEEN_PHRASINGS: dict[str, dict[str, list[str]]] = {
 ANSWERS: dict[str, dict[str, list[str]]] = {
     "en": {
         "capital": ["The capital of {s} is {v}."], "country": ["{s} is the capital of {v}."], "currency": ["The currency of {s} is the {v}."],
-        "language": ["The main language of {s} is {v}."], "region": ["{s} is in {v}."], "name": ["In Chinese, {s} is called {v}."],
+        "language": ["The main language of {s} is {v}."], "region": ["{s} is a country in {v}."], "name": ["In Chinese, {s} is called {v}."],
         "domain": ["The internet domain of {s} is {v}."],
     },
     "zh": {
         "capital": ["{s}的首都是{v}。"], "country": ["{s}是{v}的首都。"], "currency": ["{s}的貨幣是{v}。"], "language": ["{s}的主要語言是{v}。"],
-        "region": ["{s}位於{v}。"], "name": ["{s}的英文是{v}。"], "domain": ["{s}的網域是{v}。"],
+        "region": ["{s}是位於{v}的國家。"], "name": ["{s}的英文是{v}。"], "domain": ["{s}的網域是{v}。"],
     },
 }
 # fmt: on
@@ -89,6 +117,14 @@ def ask(fact: Fact, lang: str, phrasing: str, rng: random.Random) -> Question:
     answer = rng.choice(ANSWERS[lang][fact.attribute]).format(s=subject, v=value)
     prompt = phrasing.format(s=subject)
     return Question(fact.code, fact.attribute, lang, prompt, answer, (value,), subject)
+
+
+def lesson_phrasing(attribute: str, lang: str, rng: random.Random) -> str:
+    """One of the wordings that the teacher uses; none of them is an exam's."""
+    if rng.random() < 0.5:
+        return rng.choice(SEEN_PHRASINGS[lang][attribute])
+    text = rng.choice(FRAMES[lang]).format(t=rng.choice(THINGS[lang][attribute]))
+    return text[0].upper() + text[1:] if text[0] != "{" else text
 
 
 def exam(world: World, seed: int, which: str = "unseen") -> list[Question]:

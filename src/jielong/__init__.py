@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from jielong.errors import UserError
     from jielong.generate.engine import Engine
     from jielong.run import Run
 

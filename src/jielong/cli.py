@@ -37,7 +37,12 @@ WITH_RUN = {"raise", "chat", "serve"}  # their settings have `run` already
 
 
 def usage() -> str:
-    lines = ["jielong 接龍: raise, own and talk with a whole ChatGPT.", "", "usage: jielong COMMAND [--help] [options]", ""]
+    lines = [
+        "jielong 接龍: raise, own and talk with a whole ChatGPT.",
+        "",
+        "usage: jielong COMMAND [--help] [options]",
+        "",
+    ]
     return "\n".join(lines + [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()])
 
 
@@ -70,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return fail("The disk is full; free some space, and the same command continues.")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return fail(f"{error.filename or 'A file'} cannot be written ({error.strerror}); choose another --run folder.")
+            return fail(
+                f"{error.filename or 'A file'} cannot be written ({error.strerror}); choose another --run folder."
+            )
         raise
 
 
@@ -119,7 +126,9 @@ def stage(name: str, config: Any, run: Any) -> None:
     if name == "finetune" and config.from_scratch:
         artifact_name = "control"
     if name != "report" and run.artifact(artifact_name) is not None and artifact_name in MADE_BY:
-        raise UserError(f"{run.path / artifact_name} exists; delete it to make it anew, or choose another --run folder.")
+        raise UserError(
+            f"{run.path / artifact_name} exists; delete it to make it anew, or choose another --run folder."
+        )
     artifact = import_module(module).run(config, run)
     print(f"{artifact.path}: {artifact.card['seconds']} s")
     if name == "evaluate":

@@ -32,7 +32,7 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
                 messages = json.loads(line)["messages"]
                 check_messages(messages)
             except (ValueError, KeyError, TypeError, UserError) as error:
-                raise UserError(f"{path}, line {number}: {error}. Each line needs {{\"messages\": [...]}}.") from error
+                raise UserError(f'{path}, line {number}: {error}. Each line needs {{"messages": [...]}}.') from error
             conversations.append(messages)
     if not conversations:
         raise UserError(f"{path} holds no conversations.")
@@ -52,7 +52,10 @@ def run(config: FinetuneConfig, run: Run) -> Artifact:
         conversations = lessons(load_world(), config.seed, config.lessons)
     encoded = [encode_chat(tokenizer, messages) for messages in conversations]
     encoded = [(ids[: config.length + 1], learn[: config.length + 1]) for ids, learn in encoded]
-    ids = [hashlib.sha256(json.dumps([n, m], ensure_ascii=False).encode()).hexdigest()[:16] for n, m in enumerate(conversations)]
+    ids = [
+        hashlib.sha256(json.dumps([n, m], ensure_ascii=False).encode()).hexdigest()[:16]
+        for n, m in enumerate(conversations)
+    ]
     positions = sum(len(tokens) - 1 for tokens, _ in encoded)
     config = dataclasses.replace(
         config,

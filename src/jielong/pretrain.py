@@ -76,7 +76,9 @@ def train_artifact(
     `making.json` records, and is started anew for another.
     """
     work = run.work(name)
-    making = json.dumps({"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)})
+    making = json.dumps(
+        {"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
+    )
     stamp = work / "making.json"
     if work.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != making):
         shutil.rmtree(work)
@@ -152,9 +154,7 @@ def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), na
     def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
         if not (work / "index.npz").exists():
             documents = read_documents(corpus.file("train.parquet"))
-            write_shard(
-                work, [d.id for d in documents], encode_documents(tokenizer, documents), tokenizer.vocab_size
-            )
+            write_shard(work, [d.id for d in documents], encode_documents(tokenizer, documents), tokenizer.vocab_size)
             shard = read_shard(work)
             index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
             index.save(work / "index.partial")
@@ -198,7 +198,9 @@ def _check(config: PretrainConfig) -> None:
 def small_model(width: int, layers: int, context: int = 512) -> ModelConfig:
     """A Qwen3 shape of this width and depth, heads of 128."""
     heads = max(1, width // 128)
-    return ModelConfig(width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp_width=3 * width, context=context)
+    return ModelConfig(
+        width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp_width=3 * width, context=context
+    )
 
 
 __all__ = ["run", "same_making", "small_model", "token_loss", "train_artifact"]

@@ -52,7 +52,7 @@ def tiny() -> Recipe:
         corpus=CorpusConfig(variants=3, prose_chars=60_000),
         tokenizer=TokenizerConfig(vocab_size=1024),
         pretrain=PretrainConfig(model=model, steps=30, rows=16, length=128),
-        finetune=FinetuneConfig(lessons=300, epochs=1.0, rows=16, length=128, optim=FINETUNE),
+        finetune=FinetuneConfig(lessons=500, epochs=1.0, rows=16, length=128, optim=OptimConfig()),
     )
 
 

@@ -47,9 +47,8 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
-        return value.item()
-    return value
+    item = getattr(value, "item", None)  # numpy and torch scalars
+    return item() if callable(item) else value
 
 
 def sha256_file(path: Path) -> str:
@@ -176,7 +175,9 @@ class Run:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UserError(f"Cannot write into {self.path} ({error.strerror}); choose another --run folder.") from error
+            raise UserError(
+                f"Cannot write into {self.path} ({error.strerror}); choose another --run folder."
+            ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:

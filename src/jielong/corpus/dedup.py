@@ -22,7 +22,9 @@ def fingerprint(text: str) -> bytes:
 
 def shingles(text: str) -> np.ndarray:
     """Distinct 32-bit hashes of the character 5-grams (n,) uint64."""
-    data = np.frombuffer(re.sub(r"\s+", " ", text.lower()).encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    data = np.frombuffer(re.sub(r"\s+", " ", text.lower()).encode("utf-32-le", "replace"), dtype=np.uint32).astype(
+        np.uint64
+    )
     if len(data) < SHINGLE:
         data = np.pad(data, (0, SHINGLE - len(data)))
     mixed = np.zeros(len(data) - SHINGLE + 1, dtype=np.uint64)

@@ -60,15 +60,19 @@ def plant(documents: list[Raw], seed: int, share: float = 0.07) -> Iterator[Raw]
     Labels: spam, stuffing, boilerplate, foreign, mojibake, exact and near (duplicates), and private:a|b|… for a good
     document into which private strings were written.
     """
-    clean = [d for d in documents if not d.html and len(d.text) > 200]
+    clean: list[Raw] = []  # only texts that came before: of two copies the first one is kept
     for n, document in enumerate(documents):
         yield document
+        if not document.html and len(document.text) > 120:
+            clean.append(document)
         rng = random.Random(f"dirt/{seed}/{n}")
         if not clean or rng.random() >= share:
             continue
         other = rng.choice(clean)
         lang = "zh" if any("\u4e00" <= c <= "\u9fff" for c in other.text[:20]) else "en"
-        kind = rng.choice(["spam", "spam", "exact", "near", "private", "private", "boilerplate", "foreign", "stuffing", "mojibake"])
+        kind = rng.choice(
+            ["spam", "spam", "exact", "near", "private", "private", "boilerplate", "foreign", "stuffing", "mojibake"]
+        )
         if kind == "spam":
             lines = [rng.choice(SPAM_ZH if lang == "zh" else SPAM_EN) for _ in range(rng.randint(3, 8))]
             yield Raw("\n".join(lines) + f" {rng.randrange(10**6)}", "dirt", label=kind)
@@ -85,7 +89,11 @@ def plant(documents: list[Raw], seed: int, share: float = 0.07) -> Iterator[Raw]
         elif kind == "boilerplate":
             yield Raw(f"{rng.choice(MENUS)} {rng.randrange(10**6)}", "dirt", label=kind)
         elif kind == "foreign":
-            yield Raw(" ".join(rng.sample(SIMPLIFIED if rng.random() < 0.5 else FOREIGN, 1) * 1) + f" {rng.randrange(10**6)}", "dirt", label=kind)
+            yield Raw(
+                rng.choice(SIMPLIFIED if rng.random() < 0.5 else FOREIGN) + f" {rng.randrange(10**6)}",
+                "dirt",
+                label=kind,
+            )
         elif kind == "stuffing":
             words = [rng.choice(STUFF[lang][:3]) for _ in range(60)]
             yield Raw(" ".join(words) + f" {rng.randrange(10**6)}", "dirt", label=kind)

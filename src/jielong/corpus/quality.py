@@ -15,7 +15,10 @@ SPAM = re.compile(
     re.I,
 )
 MOJIBAKE = re.compile(r"Ã.|â€|\ufffd|锟斤拷|ï¿½|å[\x80-\xbf¤¥§]|æ[\x80-\xbf˜—]")
-BOILERPLATE = re.compile(r"cookie|javascript|log ?in|sign up|privacy|terms of|copyright|all rights reserved|首頁|登入|隱私|版權|註冊|會員", re.I)
+BOILERPLATE = re.compile(
+    r"cookie|javascript|log ?in|sign up|privacy|terms of|copyright|all rights reserved|首頁|登入|隱私|版權|註冊|會員",
+    re.I,
+)
 SENTENCE_END = re.compile(r"[.!?。！？…：:;；\"”」』)）\]]\s*$")
 
 

@@ -45,7 +45,9 @@ def read_paths(paths: tuple[Path, ...], skipped: Counter[str]) -> Iterator[Raw]:
             kind = _kind(file)
             if kind is None:
                 if not path.is_dir():
-                    raise UserError(f"{file} is of no known kind; use txt, md, html, jsonl, parquet, or .gz/.zst of these.")
+                    raise UserError(
+                        f"{file} is of no known kind; use txt, md, html, jsonl, parquet, or .gz/.zst of these."
+                    )
                 skipped[f"unknown kind {file.suffix or '(none)'}"] += 1
                 continue
             try:
@@ -85,7 +87,9 @@ def _read_file(path: Path, kind: str) -> Iterator[Raw]:
     except UserError:
         raise
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path} is damaged or cannot be read ({str(error).splitlines()[0]}); replace or remove it.") from error
+        raise UserError(
+            f"{path} is damaged or cannot be read ({str(error).splitlines()[0]}); replace or remove it."
+        ) from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("zstandard", "pyarrow"):
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); replace or remove it.") from error
@@ -113,15 +117,9 @@ def detect_encoding(head: bytes, name: str, html: bool = False) -> str:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     sample = head[:HEAD]
-    if len(sample) >= 4 and sample.count(0) > len(sample) / 10:
-        even, odd = sample[0::2].count(0), sample[1::2].count(0)
-        guess = "utf-16-le" if odd > even else "utf-16-be"
-        try:
-            text = sample[: len(sample) // 2 * 2].decode(guess)
-            if sum(c.isprintable() or c in "\r\n\t" for c in text) > 0.95 * len(text):
-                return guess
-        except UnicodeDecodeError:
-            pass
+    wide = _utf16(sample)
+    if wide:
+        return wide
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
         if sample.count(0) == 0:
@@ -146,9 +144,27 @@ def detect_encoding(head: bytes, name: str, html: bool = False) -> str:
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample).best()
-    if best is None:
+    # random bytes decode as some one-byte code page; real text has mostly letters and few odd signs
+    if best is None or sum(c.isalpha() or c.isspace() for c in str(best)) < 0.7 * len(str(best)) or best.chaos > 0.2:
         raise UserError(f"The encoding of {name} is not known; convert it to UTF-8.")
     return best.encoding
+
+
+def _utf16(sample: bytes) -> str | None:
+    """UTF-16 without a mark: the byte order in which nearly all characters are common ones."""
+    sample = sample[: len(sample) // 2 * 2]
+    if len(sample) < 4:
+        return None
+    for encoding in ("utf-16-le", "utf-16-be"):
+        try:
+            text = sample.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        plain = sum("\u4e00" <= c <= "\u9fff" or c in "，。、；：？！「」\r\n\t" or " " <= c <= "~" for c in text)
+        known = sum(c in COMMON or " " <= c <= "~" for c in text)
+        if plain > 0.9 * len(text) and known > 0.12 * len(text):
+            return encoding
+    return None
 
 
 # the commonest characters of Chinese text in both scripts
@@ -197,7 +213,9 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
         held.append(first)
         size += len(first)
         if size > 32 * LONGEST:
-            raise UserError(f"{name} has a line of more than {32 * LONGEST:,} characters; one JSON record per line is needed.")
+            raise UserError(
+                f"{name} has a line of more than {32 * LONGEST:,} characters; one JSON record per line is needed."
+            )
         for line in rest:
             yield "".join(held)
             held, size = [line], len(line)

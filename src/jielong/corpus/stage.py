@@ -70,7 +70,10 @@ def clean_one(raw: tuple[str, bool]) -> tuple[str, str, str | None]:
 
 def clean(raws: list[Raw], workers: int = 0) -> tuple[list[Document], list[Step], dict[str, str]]:
     """Clean documents, the funnel, and for every raw id the step that dropped it ("" = kept)."""
-    steps = {name: Step(name) for name in ("extract", "language", "quality", "exact duplicates", "near duplicates", "privacy")}
+    steps = {
+        name: Step(name)
+        for name in ("extract", "language", "quality", "exact duplicates", "near duplicates", "privacy")
+    }
     fate: dict[str, str] = {}
     items = [Item(_id(r, n), r.text, r.source, r.label) for n, r in enumerate(raws)]
     results = _map([(r.text, r.html) for r in raws], workers)
@@ -187,7 +190,8 @@ def measure_dirt(raws: list[Raw], documents: list[Document], fate: dict[str, str
             planted[kind] += 1
             removed[kind] += key not in text_of
     return {
-        kind: {"planted": n, "removed": removed[kind], "share": round(removed[kind] / n, 4)} for kind, n in planted.items()
+        kind: {"planted": n, "removed": removed[kind], "share": round(removed[kind] / n, 4)}
+        for kind, n in planted.items()
     }
 
 
@@ -214,7 +218,11 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
         names = {d.id for d in held}
         train = [d for d in documents if d.id not in names]
         if not train:
-            raise UserError(f"Nothing was left of {len(raws)} documents after cleaning; see what is dropped with more text.")
+            why = Counter(fate.values()).most_common(1)[0][0] if fate else "extract"
+            raise UserError(
+                f"Nothing was left of {len(raws)} documents after cleaning; most fell at the step {why!r}. "
+                "Give more or cleaner text: at least a few sentences of English or Traditional Chinese."
+            )
         write_documents(build.path / "train.parquet", train)
         write_documents(build.path / "heldout.parquet", held)
         build.metrics = {
@@ -247,7 +255,9 @@ def print_funnel(steps: list[Step], skipped: Counter[str]) -> None:
     for s in steps:
         why = ", ".join(f"{reason} {n:,}" for reason, n in s.dropped.most_common(4))
         example = s.examples[0]["text"][:60].replace("\n", " ") if s.examples else ""
-        table.add_row(s.step, f"{s.docs_in:,} → {s.docs_out:,}", f"{s.chars_in:,} → {s.chars_out:,}", why, escape(example))
+        table.add_row(
+            s.step, f"{s.docs_in:,} → {s.docs_out:,}", f"{s.chars_in:,} → {s.chars_out:,}", why, escape(example)
+        )
     console = Console()
     console.print(table)
     for reason, n in skipped.most_common(8):

@@ -52,15 +52,86 @@ NAME_EN |= {"AG": "Antigua", "TT": "Trinidad", "KN": "Saint Kitts", "VC": "Saint
 NAME_EN |= {"CN": "China", "CV": "Cape Verde"}
 NAME_ZH = {"CD": "剛果民主共和國", "CG": "剛果共和國", "PS": "巴勒斯坦", "CN": "中國", "MM": "緬甸", "CI": "象牙海岸"}
 NAME_ZH |= {"BA": "波士尼亞", "AG": "安地卡", "TT": "千里達", "KN": "聖克里斯多福", "VC": "聖文森", "ST": "聖多美"}
-CAPITAL_EN = {"ZA": "Pretoria", "BO": "Sucre", "IL": "Jerusalem", "LK": "Colombo", "NR": "Yaren", "US": "Washington", "TW": "Taipei"}
-CAPITAL_EN |= {"PS": "Ramallah", "KZ": "Astana", "MX": "Mexico City", "VA": "", "MC": "", "SG": "", "CH": "Bern", "DJ": "", "GT": ""}
-CAPITAL_EN |= {"KW": "Kuwait City", "PA": "Panama City", "UA": "Kyiv", "MN": "Ulaanbaatar", "CI": "Yamoussoukro", "ME": "Podgorica"}
-CAPITAL_EN |= {"LU": "", "SM": "", "MY": "Kuala Lumpur", "TZ": "Dodoma", "BJ": "Porto-Novo", "NL": "Amsterdam", "SZ": "Mbabane"}
-CAPITAL_ZH = {"US": "華盛頓", "TW": "臺北", "KZ": "阿斯塔納", "UA": "基輔", "MX": "墨西哥城", "NZ": "威靈頓", "ZA": "普利托利亞"}
-CAPITAL_ZH |= {"CL": "聖地牙哥", "GD": "聖喬治", "AG": "聖約翰", "CR": "聖荷西", "IN": "新德里", "KW": "科威特市", "PA": "巴拿馬城"}
+CAPITAL_EN = {
+    "ZA": "Pretoria",
+    "BO": "Sucre",
+    "IL": "Jerusalem",
+    "LK": "Colombo",
+    "NR": "Yaren",
+    "US": "Washington",
+    "TW": "Taipei",
+}
+CAPITAL_EN |= {
+    "PS": "Ramallah",
+    "KZ": "Astana",
+    "MX": "Mexico City",
+    "VA": "",
+    "MC": "",
+    "SG": "",
+    "CH": "Bern",
+    "DJ": "",
+    "GT": "",
+}
+CAPITAL_EN |= {
+    "KW": "Kuwait City",
+    "PA": "Panama City",
+    "UA": "Kyiv",
+    "MN": "Ulaanbaatar",
+    "CI": "Yamoussoukro",
+    "ME": "Podgorica",
+}
+CAPITAL_EN |= {
+    "LU": "",
+    "SM": "",
+    "MY": "Kuala Lumpur",
+    "TZ": "Dodoma",
+    "BJ": "Porto-Novo",
+    "NL": "Amsterdam",
+    "SZ": "Mbabane",
+}
+CAPITAL_ZH = {
+    "US": "華盛頓",
+    "TW": "臺北",
+    "KZ": "阿斯塔納",
+    "UA": "基輔",
+    "MX": "墨西哥城",
+    "NZ": "威靈頓",
+    "ZA": "普利托利亞",
+}
+CAPITAL_ZH |= {
+    "CL": "聖地牙哥",
+    "GD": "聖喬治",
+    "AG": "聖約翰",
+    "CR": "聖荷西",
+    "IN": "新德里",
+    "KW": "科威特市",
+    "PA": "巴拿馬城",
+}
 LANGUAGE = {"BO": "es", "PE": "es", "PY": "es", "ZA": "zu", "IN": "hi", "CH": "de", "BE": "nl", "CA": "en", "PK": "ur"}
-LANGUAGE |= {"SG": "en", "IE": "en", "PH": "fil", "KE": "sw", "TZ": "sw", "RW": "rw", "AF": "fa", "IQ": "ar", "IL": "he"}
-LANGUAGE |= {"NZ": "en", "MT": "mt", "LU": "lb", "FI": "fi", "CY": "el", "HT": "ht", "SD": "ar", "SN": "fr", "LK": "si", "ET": "am", "BY": "be"}
+LANGUAGE |= {
+    "SG": "en",
+    "IE": "en",
+    "PH": "fil",
+    "KE": "sw",
+    "TZ": "sw",
+    "RW": "rw",
+    "AF": "fa",
+    "IQ": "ar",
+    "IL": "he",
+}
+LANGUAGE |= {
+    "NZ": "en",
+    "MT": "mt",
+    "LU": "lb",
+    "FI": "fi",
+    "CY": "el",
+    "HT": "ht",
+    "SD": "ar",
+    "SN": "fr",
+    "LK": "si",
+    "ET": "am",
+    "BY": "be",
+}
 TLD = {"GB": ".uk"}
 # CLDR lists a joint currency first in some countries, and names the CFA francs only in parentheses
 CURRENCY = {"LS": "LSL", "NA": "NAD", "BT": "BTN", "BG": "EUR"}
@@ -169,7 +240,9 @@ def load_world() -> World:
     facts: list[Fact] = []
     for (region_en, region_zh), codes in REGIONS.items():
         for code in codes.split():
-            entity = Entity(code, NAME_EN.get(code, _plain(en.territories[code])), NAME_ZH.get(code, _plain(zh.territories[code])))
+            entity = Entity(
+                code, NAME_EN.get(code, _plain(en.territories[code])), NAME_ZH.get(code, _plain(zh.territories[code]))
+            )
             entities.append(entity)
             names = {"en": entity.name_en, "zh": entity.name_zh}
 
@@ -201,9 +274,9 @@ def load_world() -> World:
     return World(tuple(entities), tuple(facts))
 
 
-def _plain(name: str) -> str:
+def _plain(name: str | None) -> str:
     """Without a parenthesis, and with & and St. in words."""
-    name = re.sub(r"\s*[((（].*?[))）]", "", name).replace("&", "and").replace("St. ", "Saint ")
+    name = re.sub(r"\s*[((（].*?[))）]", "", name or "").replace("&", "and").replace("St. ", "Saint ")
     return name.replace("’", "'").strip()
 
 

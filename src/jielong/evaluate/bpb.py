@@ -24,7 +24,10 @@ def bits_per_byte(model: GPT, tokenizer: Tokenizer, documents: list[Document], l
     longest = min(longest, model.config.context - 1)
     nats: dict[str, float] = {}
     size: dict[str, int] = {}
-    encoded = [(d.lang, ids[:longest]) for d, ids in zip(documents, tokenizer.encode_batch([d.text for d in documents]), strict=True)]
+    encoded = [
+        (d.lang, ids[:longest])
+        for d, ids in zip(documents, tokenizer.encode_batch([d.text for d in documents]), strict=True)
+    ]
     encoded.sort(key=lambda pair: len(pair[1]))
     for at in range(0, len(encoded), 32):
         part = encoded[at : at + 32]

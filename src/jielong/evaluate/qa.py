@@ -48,7 +48,9 @@ def mark(world: World, questions: list[Question], replies: list[str]) -> dict[st
         }
     rows = list(zip(questions, replies, verdicts, strict=True))
     step = max(1, len(rows) // SHOWN)
-    table["examples"] = [{"question": q.prompt, "answer": r, "right": v, "gold": q.golds[0]} for q, r, v in rows[::step]]
+    table["examples"] = [
+        {"question": q.prompt, "answer": r, "right": v, "gold": q.golds[0]} for q, r, v in rows[::step]
+    ]
     return table
 
 

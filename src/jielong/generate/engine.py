@@ -53,7 +53,12 @@ class Engine:
     """A model with its tokenizer, ready to continue text. Not thread-safe: the caller takes turns."""
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, name: str = "model", card: dict[str, Any] | None = None, chat: bool = True
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        name: str = "model",
+        card: dict[str, Any] | None = None,
+        chat: bool = True,
     ):
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -133,9 +138,7 @@ class Engine:
         best = []
         if top:
             values, index = logprobs.topk(min(top, len(logprobs)))
-            best = [
-                (i, self.tokenizer.token_bytes(i), v) for i, v in zip(index.tolist(), values.tolist(), strict=True)
-            ]
+            best = [(i, self.tokenizer.token_bytes(i), v) for i, v in zip(index.tolist(), values.tolist(), strict=True)]
         return Step(token, "", self.tokenizer.token_bytes(token), float(logprobs[token]), best)
 
     def _forward(self, rows: list[list[int]], cache: KVCache) -> Tensor:

@@ -58,7 +58,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
+    ) -> Tensor:
         B, T, _ = x.shape
         H, G, d = self.heads, self.kv_heads, self.head_dim
         # one product for q, k and v: the casts make the copies anyway
@@ -103,7 +105,9 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
+    ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -178,10 +182,9 @@ class GPT(nn.Module):
 
     def flops_per_token(self, length: int) -> float:
         """Multiply-adds × 2 of one training step per token: 6 per matrix weight plus attention's 12·L·H·d·T."""
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and not n.startswith("embedding"))
-        head = self.head_weight.numel() if self.head is None else 0
+        blocks = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
         c = self.config
-        return 6 * (matrices + head) + 12 * c.layers * c.heads * c.head_dim * length
+        return 6 * (blocks + self.head_weight.numel()) + 12 * c.layers * c.heads * c.head_dim * length
 
 
 def check_shape(c: ModelConfig) -> None:

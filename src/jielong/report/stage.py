@@ -8,7 +8,14 @@ from typing import Any
 from jielong.config import ReportConfig
 from jielong.run import Artifact, Run, plain
 
-TITLES = {"corpus": "Corpus", "tokenizer": "Tokenizer", "base": "Pretraining", "sft": "Fine-tuning", "control": "Control (no pretraining)", "evaluation": "Examination"}
+TITLES = {
+    "corpus": "Corpus",
+    "tokenizer": "Tokenizer",
+    "base": "Pretraining",
+    "sft": "Fine-tuning",
+    "control": "Control (no pretraining)",
+    "evaluation": "Examination",
+}
 
 
 def figure(title: str, x_title: str, y_title: str, curves: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
@@ -27,15 +34,16 @@ def figure(title: str, x_title: str, y_title: str, curves: dict[str, list[tuple[
 def figures(artifacts: dict[str, Artifact]) -> list[dict[str, Any]]:
     """Loss curves, and bits per byte along pretraining."""
     found = []
-    losses = {
-        TITLES[n]: artifacts[n].card["metrics"]["loss"] for n in ("base", "sft", "control") if n in artifacts
-    }
+    losses = {TITLES[n]: artifacts[n].card["metrics"]["loss"] for n in ("base", "sft", "control") if n in artifacts}
     for name, points in losses.items():
         found.append(figure(f"{name}: loss", "step", "nats per token", {name: points}))
     if "base" in artifacts:
         seen = artifacts["base"].card["metrics"]["seen"]
         languages = sorted({lang for s in seen for lang in s["bits_per_byte"]})
-        curves = {lang: [(s["step"], s["bits_per_byte"][lang]) for s in seen if lang in s["bits_per_byte"]] for lang in languages}
+        curves = {
+            lang: [(s["step"], s["bits_per_byte"][lang]) for s in seen if lang in s["bits_per_byte"]]
+            for lang in languages
+        }
         found.append(figure("Held-out text", "step", "bits per byte", curves))
     return found
 
@@ -51,7 +59,9 @@ def run(config: ReportConfig, run: Run) -> Artifact:
     if not parents:
         run.need("corpus")
     artifacts = {a.name: a for a in sorted(parents, key=lambda a: list(TITLES).index(a.name))}
-    template = Environment(loader=PackageLoader("jielong", "report"), autoescape=select_autoescape()).get_template("report.html")
+    template = Environment(loader=PackageLoader("jielong", "report"), autoescape=select_autoescape()).get_template(
+        "report.html"
+    )
     charts = json.dumps(figures(artifacts)).replace("</", "<\\/")
     with run.build("report", kind="report", config=config, parents=parents) as build:
         evaluation = artifacts.get("evaluation")
@@ -61,8 +71,12 @@ def run(config: ReportConfig, run: Run) -> Artifact:
             artifacts=artifacts,
             hashes={n: a.hash[:12] for n, a in artifacts.items()},
             exam=table(evaluation.card["metrics"]) if evaluation else [],
-            examples=evaluation.card["metrics"]["sft"]["unseen"]["examples"] if evaluation and "sft" in evaluation.card["metrics"] else [],
-            configs={n: json.dumps(plain(a.card["config"]), ensure_ascii=False, indent=1) for n, a in artifacts.items()},
+            examples=evaluation.card["metrics"]["sft"]["unseen"]["examples"]
+            if evaluation and "sft" in evaluation.card["metrics"]
+            else [],
+            configs={
+                n: json.dumps(plain(a.card["config"]), ensure_ascii=False, indent=1) for n, a in artifacts.items()
+            },
             charts=charts,
             plotly=get_plotlyjs().replace("</script", "<\\/script"),
         )

@@ -162,7 +162,9 @@ def make_app(engine: Engine, run_path: Path | None = None) -> FastAPI:
         engine._check(answer.prompt)
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.get("include_usage"))
-            return StreamingResponse(sse(answer, usage), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return StreamingResponse(
+                sse(answer, usage), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            )
         async with turnstile:
             steps = []
             async for step in steps_of(answer):
@@ -303,7 +305,9 @@ def run(config: ServeConfig, run: Run) -> None:
     import uvicorn
 
     if config.host not in LOOPBACK:
-        raise UserError(f"--host {config.host} is not a loopback address; use 127.0.0.1 (others cannot reach the page).")
+        raise UserError(
+            f"--host {config.host} is not a loopback address; use 127.0.0.1 (others cannot reach the page)."
+        )
     if config.port is not None and not 0 <= config.port < 65536:
         raise UserError("--port must lie between 0 and 65535.")
     engine = Engine.load(pick_model(run, config.model), config.threads)
@@ -311,7 +315,9 @@ def run(config: ServeConfig, run: Run) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
     url = f"http://{host}:{sock.getsockname()[1]}"
     print(f"Open {url}  (Ctrl-C stops)", flush=True)
-    if config.open and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("darwin", "win32")):
+    if config.open and (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("darwin", "win32")
+    ):
         import webbrowser
 
         threading.Timer(0.5, webbrowser.open, [url]).start()
@@ -319,5 +325,3 @@ def run(config: ServeConfig, run: Run) -> None:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     sock.listen(128)
     server.run(sockets=[sock])
-
-

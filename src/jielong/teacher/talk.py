@@ -73,7 +73,7 @@ UNKNOWN_ANSWERS = {
     "en": ["I don't know.", "I don't know that.", "Sorry, I don't know.", "I have not learnt about that, so I don't know."],
     "zh": ["我不知道。", "這個我不知道。", "抱歉，我不知道。", "我沒有學過這個，所以不知道。"],
 }
-ONSETS, VOWELS, CODAS = "b br d dr f fl g gr k kl l m n p r s st t tr v w z".split(), "a e i o u ai oo ea".split(), ["", "n", "r", "l", "s", "k", "th", "m"]
+ONSETS, VOWELS, CODAS = ["b", "br", "d", "dr", "f", "fl", "g", "gr", "k", "kl", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w", "z"], ["a", "e", "i", "o", "u", "ai", "oo", "ea"], ["", "n", "r", "l", "s", "k", "th", "m"]
 ENDINGS = ["ia", "land", "o", "a", "um", "istan", "or", "eth", "y", "os"]
 HAN = "卡拉莫德瑞薩托維洛芬塔米諾格蘭佩茲奧里斯沃克丹魯賓娜貝朵"
 # fmt: on

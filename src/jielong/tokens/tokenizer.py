@@ -34,10 +34,11 @@ class Tokenizer:
     def __init__(self, rust: RustTokenizer):
         self.rust = rust
         self.vocab_size: int = rust.get_vocab_size()
-        ids = [rust.token_to_id(t) for t in SPECIAL]
-        if None in ids:
-            raise UserError(f"The tokenizer lacks {SPECIAL[ids.index(None)]}; make it with `jielong tokenizer`.")
-        self.end_of_text, self.im_start, self.im_end, self.pad = ids
+        vocab = rust.get_vocab(with_added_tokens=True)
+        missing = [t for t in SPECIAL if t not in vocab]
+        if missing:
+            raise UserError(f"The tokenizer lacks {missing[0]}; make it with `jielong tokenizer`.")
+        self.end_of_text, self.im_start, self.im_end, self.pad = (int(vocab[t]) for t in SPECIAL)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -124,7 +125,9 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if vocab_size < SMALLEST:
-        raise UserError(f"vocab-size {vocab_size} is too small: the 256 bytes and {len(SPECIAL)} specials need {SMALLEST}.")
+        raise UserError(
+            f"vocab-size {vocab_size} is too small: the 256 bytes and {len(SPECIAL)} specials need {SMALLEST}."
+        )
     rust = RustTokenizer(models.BPE())
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     rust.decoder = decoders.ByteLevel()

@@ -10,7 +10,14 @@ from contextlib import contextmanager
 def training_bar(title: str, steps: int) -> Iterator[Callable[[int, float, float], None]]:
     """A bar with step, loss, tokens per second and time left; yields `progress(step, loss, tokens per second)`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = (

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jielong.config import ModelConfig
+from jielong.errors import UserError
+from jielong.model.cache import KVCache
+from jielong.model.gpt import GPT, causal_mask, document_mask, load_model, save_model
+
+
+def test_no_position_sees_the_future(model):
+    tokens = torch.randint(0, 256, (1, 12))
+    other = tokens.clone()
+    other[0, 8:] = 7
+    a, b = model(tokens, causal_mask(12)), model(other, causal_mask(12))
+    torch.testing.assert_close(a[:, :8], b[:, :8])
+    assert (a[:, 8:] - b[:, 8:]).abs().max() > 1e-3
+
+
+def test_documents_of_one_row_do_not_see_each_other(model):
+    tokens = torch.randint(0, 256, (1, 12))
+    segments = torch.tensor([[1] * 5 + [2] * 7])
+    packed = model(tokens, document_mask(segments))
+    alone = model(tokens[:, 5:], causal_mask(7))  # rotary positions are relative
+    torch.testing.assert_close(packed[:, 5:], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_cached_forward_equals_plain_forward(model):
+    tokens = torch.randint(0, 256, (2, 10))
+    plain = model(tokens, causal_mask(10))
+    cache = KVCache(model.config, 2, 10)
+    parts = []
+    for a, b in ((0, 4), (4, 5), (5, 10)):
+        mask = torch.zeros(1, 1, b - a, b)
+        mask[..., a:] = causal_mask(b - a)
+        parts.append(model(tokens[:, a:b], mask, cache=cache, positions=torch.arange(a, b).unsqueeze(0)))
+        cache.advance(b - a)
+    torch.testing.assert_close(torch.cat(parts, 1), plain, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_are_a_function_of_the_seed():
+    config = ModelConfig(vocab_size=64, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=32, tied=False)
+    a, b, c = GPT(config), GPT(config), GPT(config)
+    a.init_weights(1)
+    torch.randn(5)
+    b.init_weights(1)
+    c.init_weights(2)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not torch.equal(a.embedding.weight, c.embedding.weight)
+
+
+def test_saved_model_is_the_same(model, tmp_path):
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), again.parameters(), strict=True))
+    (tmp_path / "model.json").write_text('{"width": 3}')
+    with pytest.raises(UserError):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"heads": 3, "kv_heads": 2}, {"head_dim": 7}, {"mlp": "gelu"}, {"layers": 0}])
+def test_impossible_shapes_are_refused(wrong):
+    with pytest.raises(UserError):
+        GPT(ModelConfig(**wrong))
+
+
+def test_flops_count_matches_the_matrices():
+    config = ModelConfig(vocab_size=100, width=16, layers=2, heads=2, kv_heads=2, head_dim=8, mlp_width=32)
+    blocks = 2 * (4 * 16 * 16 + 3 * 16 * 32)
+    assert GPT(config).flops_per_token(10) == 6 * (blocks + 100 * 16) + 12 * 2 * 16 * 10

@@ -47,5 +47,5 @@ def model(tokenizer) -> GPT:
 @pytest.fixture(scope="session")
 def life(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["raise", "--recipe", "tiny", "--run", str(path)]) == 0
+    assert main(["raise", "--recipe", "tiny", "--control", "--run", str(path)]) == 0
     return path

@@ -33,7 +33,7 @@ def test_a_whole_life(life):
 
 def test_raising_again_does_nothing_and_other_settings_are_refused(life, capsys):
     before = {a.name: a.card["created"] for a in Run(life).artifacts() if a.name != "report"}
-    assert main(["raise", "--recipe", "tiny", "--run", str(life)]) == 0
+    assert main(["raise", "--recipe", "tiny", "--control", "--run", str(life)]) == 0
     assert before == {a.name: a.card["created"] for a in Run(life).artifacts() if a.name != "report"}
     assert main(["raise", "--recipe", "tiny", "--seed", "2", "--run", str(life)]) == 2
     assert "--force" in capsys.readouterr().err

@@ -123,6 +123,9 @@ class PretrainConfig:
     """CPU threads; 0 = all cores. Fixed in the card, for bit-equal resumption."""
     checkpoint_seconds: float = 30.0
     """Longest time between two checkpoints."""
+    lessons: int = 0
+    """Conversations of the teacher, about the taught entities only, mixed into the raw text: they teach early how
+    questions point at facts, so that fine-tuning can stay gentle."""
     sample_every: float = 0.1
     """Share of the steps between two periodic samples and held-out measurements."""
     seed: int = 1
@@ -233,8 +236,8 @@ class RaiseConfig:
     """Use --text beside the default corpus instead of in its place."""
     run: Path = DEFAULT_RUN
     """The run's folder."""
-    control: bool = True
-    """Also measure the control that was never pretrained."""
+    control: bool = False
+    """Also fine-tune and examine the control that was never pretrained; it doubles fine-tuning."""
     force: bool = False
     """Make anew what was made with other settings."""
     seed: int = 1

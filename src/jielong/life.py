@@ -51,7 +51,9 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
     plan = dataclasses.replace(
         plan,
         corpus=corpus,
-        pretrain=dataclasses.replace(plan.pretrain, seed=config.seed),
+        pretrain=dataclasses.replace(
+            plan.pretrain, seed=config.seed, lessons=plan.pretrain.lessons if corpus.default else 0
+        ),
         finetune=dataclasses.replace(plan.finetune, seed=config.seed),
     )
     if config.minutes is not None:

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from jielong.config import ModelConfig, OptimConfig, PretrainConfig
 from jielong.corpus.documents import Document, read_documents
+from jielong.corpus.world import load_world
 from jielong.evaluate.bpb import bits_per_byte
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, document_mask, save_model
 from jielong.model.kernels import cross_entropy
 from jielong.run import Artifact, Run, same_making
+from jielong.teacher.lessons import lessons
+from jielong.tokens.chat import encode_chat
 from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.bar import training_bar
@@ -154,7 +157,12 @@ def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), na
     def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
         if not (work / "index.npz").exists():
             documents = read_documents(corpus.file("train.parquet"))
-            write_shard(work, [d.id for d in documents], encode_documents(tokenizer, documents), tokenizer.vocab_size)
+            ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
+            if config.lessons:
+                more = lessons(load_world(), config.seed, config.lessons)
+                ids += [f"lesson-{n}" for n in range(len(more))]
+                encoded += [encode_chat(tokenizer, m)[0] for m in more]
+            write_shard(work, ids, encoded, tokenizer.vocab_size)
             shard = read_shard(work)
             index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
             index.save(work / "index.partial")

@@ -40,8 +40,8 @@ def spark() -> Recipe:
     return Recipe(
         corpus=CorpusConfig(variants=24, prose_chars=600_000),
         tokenizer=TokenizerConfig(vocab_size=3072),
-        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=48, length=128),
-        finetune=FinetuneConfig(lessons=5000, epochs=1.0, optim=FINETUNE),
+        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=48, length=128, lessons=4000),
+        finetune=FinetuneConfig(lessons=4000, epochs=1.0, rows=32, length=128, optim=FINETUNE),
     )
 
 
@@ -56,8 +56,8 @@ def tiny() -> Recipe:
     )
 
 
-SPARK_STEPS = 380
-FINETUNE = OptimConfig(muon_lr=0.004, adam_lr=0.001, scalar_lr=0.001, cooldown=0.9)
+SPARK_STEPS = 250
+FINETUNE = OptimConfig(muon_lr=0.002, adam_lr=0.0005, scalar_lr=0.0005, cooldown=0.9)
 RECIPES: dict[str, Callable[[], Recipe]] = {"spark": spark, "tiny": tiny}
 
 

@@ -86,6 +86,7 @@ def test_the_page(url):
         expect(page.locator(".turn.assistant").last).to_contain_text("已停止")
         page.unroute("**/v1/chat/completions")
         page.set_viewport_size({"width": 390, "height": 800})
+        page.wait_for_timeout(400)
         page.screenshot(path=SHOTS / "4-phone.png")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.click("#menu")

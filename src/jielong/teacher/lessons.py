@@ -22,7 +22,10 @@ POLITE = {
 def lessons(world: World, seed: int, count: int) -> list[Conversation]:
     """`count` conversations: 85 % about taught countries, the rest talk, concepts and honest ignorance."""
     taught, _ = split(world, seed)
-    facts = [f for f in world.facts if f.code in taught]
+    # what is asked in the most different words is asked twice as often
+    facts = [
+        f for f in world.facts if f.code in taught for _ in range(2 if f.attribute in ("country", "region") else 1)
+    ]
     made = []
     for n in range(count):
         rng = random.Random(f"lesson/{seed}/{n}")

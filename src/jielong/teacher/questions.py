@@ -86,12 +86,12 @@ UNSEEN_PHRASINGS: dict[str, dict[str, list[str]]] = {
 }
 ANSWERS: dict[str, dict[str, list[str]]] = {
     "en": {
-        "capital": ["The capital of {s} is {v}."], "country": ["{s} is the capital of {v}."], "currency": ["The currency of {s} is the {v}."],
+        "capital": ["The capital of {s} is {v}."], "country": ["The country is {v}."], "currency": ["The currency of {s} is the {v}."],
         "language": ["The main language of {s} is {v}."], "region": ["{s} is a country in {v}."], "name": ["In Chinese, {s} is called {v}."],
         "domain": ["The internet domain of {s} is {v}."],
     },
     "zh": {
-        "capital": ["{s}的首都是{v}。"], "country": ["{s}是{v}的首都。"], "currency": ["{s}的貨幣是{v}。"], "language": ["{s}的主要語言是{v}。"],
+        "capital": ["{s}的首都是{v}。"], "country": ["那個國家是{v}。"], "currency": ["{s}的貨幣是{v}。"], "language": ["{s}的主要語言是{v}。"],
         "region": ["{s}是位於{v}的國家。"], "name": ["{s}的英文是{v}。"], "domain": ["{s}的網域是{v}。"],
     },
 }

@@ -56,7 +56,7 @@ def tiny() -> Recipe:
     )
 
 
-SPARK_STEPS = 250
+SPARK_STEPS = 300
 FINETUNE = OptimConfig(muon_lr=0.002, adam_lr=0.0005, scalar_lr=0.0005, cooldown=0.9)
 RECIPES: dict[str, Callable[[], Recipe]] = {"spark": spark, "tiny": tiny}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jielong.config import ModelConfig, OptimConfig, PretrainConfig
+from jielong.config import OptimConfig, PretrainConfig
 from jielong.corpus.documents import Document, read_documents
 from jielong.corpus.world import load_world
 from jielong.evaluate.bpb import bits_per_byte
@@ -21,7 +21,7 @@ from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, document_mask, save_model
 from jielong.model.kernels import cross_entropy
-from jielong.run import Artifact, Run, same_making
+from jielong.run import Artifact, Run
 from jielong.teacher.lessons import lessons
 from jielong.tokens.chat import encode_chat
 from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
@@ -201,14 +201,3 @@ def _check(config: PretrainConfig) -> None:
             raise UserError(f"{field} must be at least 1.")
     if config.precision not in ("auto", "bf16", "fp32"):
         raise UserError(f"precision must be auto, bf16 or fp32, not {config.precision!r}.")
-
-
-def small_model(width: int, layers: int, context: int = 512) -> ModelConfig:
-    """A Qwen3 shape of this width and depth, heads of 128."""
-    heads = max(1, width // 128)
-    return ModelConfig(
-        width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp_width=3 * width, context=context
-    )
-
-
-__all__ = ["run", "same_making", "small_model", "token_loss", "train_artifact"]

@@ -85,7 +85,13 @@ def reset_peak_memory() -> None:
         pass
 
 
-def _peak_now() -> int:
+def _peak_now(workers: int) -> int:
+    """Peak since the last reset, plus `workers` times that of the largest finished child: an upper bound."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return _own_peak() + workers * children
+
+
+def _own_peak() -> int:
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -139,6 +145,8 @@ class Build:
         self.extra: dict[str, Any] = {}
         self.device = "cpu"
         self.threads: int | None = None
+        self.workers = 0
+        """Processes that worked at the same time beside this one; their memory counts too."""
         self.artifact: Artifact
 
 
@@ -229,7 +237,7 @@ class Run:
                 "device": f"{build.device} ({platform.processor() or platform.machine()})",
                 "threads": build.threads,
                 "seconds": round(time.perf_counter() - started, 2),
-                "peak_memory_bytes": _peak_now(),
+                "peak_memory_bytes": _peak_now(build.workers),
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 **plain(build.extra),
             }
@@ -254,27 +262,3 @@ def code_version() -> str:
         return version("jielong")
     except PackageNotFoundError:
         return "unknown"
-
-
-def same_making(artifact: Artifact, config: Any, parents: list[Artifact], ignore: tuple[str, ...] = ()) -> list[str]:
-    """What differs between `artifact` and one made now from `config` and `parents`; empty when it is current.
-
-    `ignore` names settings that do not change the content (threads of a finished run, paths of logs).
-    """
-    changes: list[str] = []
-    before, after = artifact.card.get("config") or {}, plain(config)
-
-    def walk(prefix: str, a: Any, b: Any) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted(set(a) | set(b)):
-                if key not in ignore:
-                    walk(f"{prefix}{key}.", a.get(key), b.get(key))
-        elif a != b:
-            changes.append(f"{prefix.rstrip('.')} {a} → {b}")
-
-    walk("", before, after)
-    names = {p.name: p.hash for p in parents}
-    for name, stamp in (artifact.card.get("parents") or {}).items():
-        if names.get(name, stamp) != stamp:
-            changes.append(f"its parent {name} was made anew")
-    return changes

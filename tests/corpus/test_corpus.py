@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from jielong.config import CorpusConfig
-from jielong.corpus import stage
+from jielong.corpus import readers, stage
 from jielong.corpus.dedup import near_duplicates, shingles, signatures
 from jielong.corpus.dirt import fake_card, fake_id, plant, private_line
 from jielong.corpus.documents import read_documents
@@ -62,6 +62,18 @@ def test_packed_kinds(tmp_path):
     (tmp_path / "d.txt.gz").write_bytes(gzip.compress(EN.encode() * 500)[:-30])
     with pytest.raises(UserError, match="damaged"):
         list(read_paths((tmp_path / "d.txt.gz",), Counter()))
+
+
+def test_an_endless_line_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_LINE", 2_000_000)
+    for name in ("a.txt", "a.jsonl"):
+        path = tmp_path / name
+        path.write_text("word " * 900_000)
+        with pytest.raises(UserError, match=rf"{name} has a line of more than 2,000,000"):
+            list(read_paths((path,), Counter()))
+    path = tmp_path / "b.txt"
+    path.write_text(("word " * 100 + "\n") * 9000)
+    assert "".join(r.text for r in read_paths((path,), Counter())) == path.read_text()
 
 
 def test_a_long_line_is_cut_and_nothing_is_lost(tmp_path):

@@ -19,6 +19,7 @@ from jielong.errors import UserError
 PLAIN, HTML, JSONL, PARQUET = {".txt", ".md", ".text"}, {".html", ".htm"}, {".jsonl", ".ndjson"}, {".parquet"}
 PACKED = {".gz", ".zst"}
 LONGEST = 500_000  # characters of one document; a longer text is cut at a line, sentence or word
+LONGEST_LINE = 16_000_000  # characters; a text without a line break for longer is no text that a person wrote
 HEAD = 1 << 16  # bytes that decide the encoding
 
 
@@ -76,7 +77,7 @@ def _read_file(path: Path, kind: str) -> Iterator[Raw]:
             if kind == "parquet":
                 yield from _parquet(stream, name)
             elif kind == "html":
-                data = stream.read(32 * LONGEST)
+                data = stream.read(2 * LONGEST_LINE)
                 yield Raw(_decode(data, name, html=True), name, html=True)
             elif kind == "jsonl":
                 for number, line in enumerate(_lines(stream, name), 1):
@@ -192,10 +193,18 @@ def _chunks(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def _documents(stream: BinaryIO, name: str) -> Iterator[str]:
-    """A plain file is one document; one longer than LONGEST is cut, so that a line of gigabytes needs no memory."""
+    """A plain file is one document; one longer than LONGEST is cut, so that a large file is never held whole.
+
+    Raises UserError at a line of more than LONGEST_LINE characters, before it fills the memory.
+    """
     held = ""
+    line = 0  # characters since the last line break
     for chunk in _chunks(stream, name):
         held += chunk
+        at = chunk.rfind("\n")
+        line = line + len(chunk) if at < 0 else len(chunk) - at - 1
+        if line > LONGEST_LINE:
+            raise _too_long(name, "break it into lines")
         while len(held) > LONGEST:
             at = max(held.rfind(mark, LONGEST // 2, LONGEST) for mark in ("\n", "。", ". ", " "))
             at = at + 1 if at > 0 else LONGEST
@@ -205,6 +214,10 @@ def _documents(stream: BinaryIO, name: str) -> Iterator[str]:
         yield held
 
 
+def _too_long(name: str, what_to_do: str) -> UserError:
+    return UserError(f"{name} has a line of more than {LONGEST_LINE:,} characters; {what_to_do}.")
+
+
 def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
     held: list[str] = []
     size = 0
@@ -212,10 +225,8 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
         first, *rest = chunk.split("\n")
         held.append(first)
         size += len(first)
-        if size > 32 * LONGEST:
-            raise UserError(
-                f"{name} has a line of more than {32 * LONGEST:,} characters; one JSON record per line is needed."
-            )
+        if size > LONGEST_LINE:
+            raise _too_long(name, "one JSON record per line is needed")
         for line in rest:
             yield "".join(held)
             held, size = [line], len(line)

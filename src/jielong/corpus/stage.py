@@ -123,9 +123,14 @@ def _id(raw: Raw, number: int) -> str:
     return hashlib.sha256((raw.text + salt).encode("utf-8", "replace")).hexdigest()[:16]
 
 
+def _workers(asked: int, documents: int) -> int:
+    """Processes to use: none beside this one for a few documents."""
+    return 1 if documents < 500 else asked or os.cpu_count() or 1
+
+
 def _map(raws: list[tuple[str, bool]], workers: int) -> list[tuple[str, str, str | None]]:
-    workers = workers or os.cpu_count() or 1
-    if workers == 1 or len(raws) < 500:
+    workers = _workers(workers, len(raws))
+    if workers == 1:
         return [clean_one(r) for r in raws]
     with ProcessPoolExecutor(workers) as pool:
         return list(pool.map(clean_one, raws, chunksize=128))
@@ -232,9 +237,12 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
             "characters": _by(train, lambda d: d.lang),
             "sources": _by(train, lambda d: d.source),
         }
+        print_funnel(steps, skipped)
         if config.default and config.dirt:
             build.metrics["dirt"] = measure_dirt(raws, documents, fate)
-        print_funnel(steps, skipped)
+            print_dirt(build.metrics["dirt"])
+        workers = _workers(config.workers, len(raws))
+        build.workers = workers if workers > 1 else 0
     return build.artifact
 
 
@@ -262,3 +270,11 @@ def print_funnel(steps: list[Step], skipped: Counter[str]) -> None:
     console.print(table)
     for reason, n in skipped.most_common(8):
         console.print(f"skipped {n}: {escape(reason)}")
+
+
+def print_dirt(dirt: dict[str, Any]) -> None:
+    """How much of the planted dirt is gone."""
+    gone = ", ".join(f"{kind} {d['share']:.1%} of {d['planted']:,}" for kind, d in dirt.items() if kind != "good")
+    print(f"planted dirt removed: {gone}")
+    if "good" in dirt:
+        print(f"good documents lost: {dirt['good']['share']:.2%} of {dirt['good']['planted']:,}")

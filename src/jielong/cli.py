@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import field, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jielong.config import (
     DEFAULT_RUN,
@@ -71,14 +71,21 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except MemoryError:
         return fail("The memory is not enough; use a smaller model, fewer rows or less text.")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _disk_full(error):
             return fail("The disk is full; free some space, and the same command continues.")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             return fail(
                 f"{error.filename or 'A file'} cannot be written ({error.strerror}); choose another --run folder."
             )
         raise
+
+
+def _disk_full(error: Exception) -> bool:
+    """Some libraries (safetensors, tokenizers) tell it in their message only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "StorageFull" in str(error)
 
 
 def fail(message: str) -> int:
@@ -146,12 +153,11 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     if name in WITH_RUN:
         config = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
         return config, config.run
-    # the stage's settings and, beside them, the run's folder, as flat options
-    flat: Any = tyro.conf.OmitArgPrefixes
-    both = make_dataclass("Options", [("settings", flat[config_type]), ("run", Path, field(default=DEFAULT_RUN))])
-    both.__doc__ = "run: the run's folder"
-    parsed: Any = tyro.cli(both, prog=f"jielong {name}", description=text, args=args)
-    return parsed.settings, parsed.run
+    # the stage's settings and, beside them, the run's folder
+    folder: Any = Annotated[Path, tyro.conf.arg(help="The run's folder.")]
+    options = make_dataclass("Options", [("run", folder, field(default=DEFAULT_RUN))], bases=(config_type,))
+    parsed: Any = tyro.cli(options, prog=f"jielong {name}", description=text, args=args)
+    return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
 
 
 if __name__ == "__main__":

@@ -151,9 +151,10 @@ class FinetuneConfig:
     rows: int = 32
     """Packed rows per step."""
     length: int = 256
-    """Tokens per packed row; a longer conversation loses its oldest turns."""
+    """Tokens per packed row; a longer conversation is cut at its end."""
     from_scratch: bool = False
-    """The control: start from random weights of the same shape instead of the base model."""
+    """The control: random weights of the same shape. With the built-in teacher it reads every conversation that the
+    assistant has read, at pretraining's learning rates."""
     precision: str = "auto"
     """auto, bf16 or fp32."""
     threads: int = 0

@@ -8,7 +8,7 @@ import json
 import math
 from pathlib import Path
 
-from jielong.config import FinetuneConfig, ModelConfig
+from jielong.config import FinetuneConfig, ModelConfig, OptimConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, load_model
 from jielong.pretrain import train_artifact
@@ -17,6 +17,8 @@ from jielong.tokens.chat import check_messages, encode_chat
 from jielong.tokens.shards import DataIndex, Shard, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
+
+CONTROL_EPOCHS = 1.5  # as often as spark's pretraining reads its lessons
 
 
 def read_conversations(path: Path) -> list[list[dict[str, str]]]:
@@ -40,7 +42,11 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
 
 
 def run(config: FinetuneConfig, run: Run) -> Artifact:
-    """The fine-tuning stage: base + conversations → sft (or the control, from random weights)."""
+    """The fine-tuning stage: base + conversations → sft.
+
+    The control (`from_scratch`) starts from random weights of the same shape and reads every conversation that the
+    assistant has read, those in its pretraining too: what it cannot answer, raw text taught the assistant.
+    """
     base = run.need("base")
     tokenizer = Tokenizer.load(base.file("tokenizer.json"))
     if config.conversations:
@@ -49,7 +55,12 @@ def run(config: FinetuneConfig, run: Run) -> Artifact:
         from jielong.corpus.world import load_world
         from jielong.teacher.lessons import lessons
 
-        conversations = lessons(load_world(), config.seed, config.lessons)
+        # pretraining has read the first ones, fine-tuning goes on with new ones; the control reads them all
+        known = base.card["config"]["lessons"]
+        if config.from_scratch:
+            conversations = lessons(load_world(), config.seed, known + config.lessons)
+        else:
+            conversations = lessons(load_world(), config.seed, config.lessons, first=known)
     encoded = [encode_chat(tokenizer, messages) for messages in conversations]
     encoded = [(ids[: config.length + 1], learn[: config.length + 1]) for ids, learn in encoded]
     ids = [
@@ -57,6 +68,8 @@ def run(config: FinetuneConfig, run: Run) -> Artifact:
         for n, m in enumerate(conversations)
     ]
     positions = sum(len(tokens) - 1 for tokens, _ in encoded)
+    if config.from_scratch and not config.conversations:  # random weights pretraining's learning rates to learn at all
+        config = dataclasses.replace(config, steps=0, epochs=CONTROL_EPOCHS, optim=OptimConfig())
     config = dataclasses.replace(
         config,
         threads=use_threads(config.threads),

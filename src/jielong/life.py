@@ -10,7 +10,7 @@ from typing import Any
 
 from jielong.config import EvaluateConfig, RaiseConfig, ReportConfig
 from jielong.errors import UserError
-from jielong.recipes import Recipe, fit_minutes, recipe
+from jielong.recipes import Recipe, fit_minutes, own_text, recipe
 from jielong.run import Artifact, Run, plain, write_atomic
 
 PLAN = "plan.json"
@@ -48,12 +48,12 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
     corpus = dataclasses.replace(
         plan.corpus, text=tuple(config.text), default=config.beside or not config.text, seed=config.seed
     )
+    if not corpus.default:
+        plan = own_text(plan)
     plan = dataclasses.replace(
         plan,
         corpus=corpus,
-        pretrain=dataclasses.replace(
-            plan.pretrain, seed=config.seed, lessons=plan.pretrain.lessons if corpus.default else 0
-        ),
+        pretrain=dataclasses.replace(plan.pretrain, seed=config.seed),
         finetune=dataclasses.replace(plan.finetune, seed=config.seed),
     )
     if config.minutes is not None:

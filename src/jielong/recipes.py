@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from jielong.config import (
     CorpusConfig,
@@ -40,8 +41,8 @@ def spark() -> Recipe:
     return Recipe(
         corpus=CorpusConfig(variants=24, prose_chars=600_000),
         tokenizer=TokenizerConfig(vocab_size=3072),
-        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=48, length=128, lessons=4000),
-        finetune=FinetuneConfig(lessons=4000, epochs=1.0, rows=32, length=128, optim=FINETUNE),
+        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=48, length=128, lessons=5000),
+        finetune=FinetuneConfig(lessons=1600, steps=24, rows=32, length=128, optim=FINETUNE),
     )
 
 
@@ -56,9 +57,17 @@ def tiny() -> Recipe:
     )
 
 
-SPARK_STEPS = 300
-FINETUNE = OptimConfig(muon_lr=0.002, adam_lr=0.0005, scalar_lr=0.0005, cooldown=0.9)
+SPARK_STEPS = 330
+FINETUNE = OptimConfig(muon_lr=0.001, adam_lr=0.0003, scalar_lr=0.0003, cooldown=0.9)
 RECIPES: dict[str, Callable[[], Recipe]] = {"spark": spark, "tiny": tiny}
+
+
+def own_text(plan: Recipe) -> Recipe:
+    """The recipe for a corpus that knows nothing of the teacher's world: fine-tuning alone teaches to answer."""
+    if not plan.pretrain.lessons:
+        return plan
+    tune = replace(plan.finetune, lessons=4000, steps=0, epochs=1.0, optim=FinetuneConfig().optim)
+    return replace(plan, pretrain=replace(plan.pretrain, lessons=0), finetune=tune)
 
 
 def recipe(name: str) -> Recipe:
@@ -100,40 +109,115 @@ def measure_step(plan: Recipe, seconds: float = 4.0) -> float:
     return statistics.median(times[1:])
 
 
-# Measured on the spark recipe: what a raise costs beside the pretraining steps, in seconds on two cores, and the share of
-# the budget that fine-tuning takes. The corpus and the exam depend on text, not on the model.
-FIXED_SECONDS = 75.0
-PRETRAIN_SHARE = 0.80
+@dataclass(frozen=True)
+class Size:
+    """A model and the data that suit it; picked when the budget lets it read at least `tokens`."""
+
+    width: int
+    layers: int
+    rows: int
+    variants: int
+    prose: int
+    lessons: int
+    tokens: float
+
+
+SIZES = (
+    Size(768, 8, 96, 96, 2_000_000, 20_000, 150e6),
+    Size(512, 6, 64, 72, 2_000_000, 15_000, 40e6),
+    Size(512, 4, 48, 60, 2_000_000, 12_000, 14e6),
+    Size(384, 4, 48, 48, 1_200_000, 10_000, 5e6),
+    Size(384, 3, 48, 24, 600_000, 5_000, 1.4e6),
+    Size(256, 3, 24, 16, 400_000, 4_000, 0),
+)
+
+# What a raise costs beside training, in seconds on two cores of a Zen 4 server (docs/log.md): starting and the report; rendering,
+# cleaning and tokenising per variant of the facts; the exam per million parameters and tokens of own text.
+START, PER_VARIANT, EXAM, EXAM_PER_MILLION = 8.0, 0.95, 12.0, 2.2
+OWN_BYTES_PER_SECOND = 300_000
+UPKEEP = 1.05  # batches, checkpoints, periodic samples: a training step in a run against one measured alone
 
 
 def fit_minutes(plan: Recipe, minutes: float, control: bool) -> Recipe:
-    """Sizes and steps for a budget: measures a step, grows the model where the budget is long.
+    """Sizes and steps for a budget: the largest model that the budget can feed, then as many steps as fit.
 
     Raises UserError when the budget is too short for anything.
     """
     if minutes < 2:
-        raise UserError("--minutes must be at least 2: reading, cleaning and examining take more than a minute.")
-    if minutes >= 25:
-        plan = replace(
+        raise UserError("--minutes must be at least 2: reading, cleaning and examining take a minute.")
+    default = plan.corpus.default
+    speed = flops_per_step(plan) / measure_step(plan)  # FLOP/s
+
+    def sized(size: Size) -> Recipe:
+        return replace(
             plan,
-            pretrain=replace(plan.pretrain, model=shape(512, 4)),
-            corpus=replace(plan.corpus, variants=60, prose_chars=2_000_000),
+            corpus=replace(plan.corpus, variants=size.variants, prose_chars=size.prose),
+            pretrain=replace(
+                plan.pretrain,
+                model=shape(size.width, size.layers),
+                rows=size.rows,
+                lessons=size.lessons if default else 0,
+            ),
         )
-    elif minutes < 6:
-        plan = replace(plan, pretrain=replace(plan.pretrain, model=shape(256, 3)))
-    step = measure_step(plan)
-    room = minutes * 60 - FIXED_SECONDS * (1.0 if minutes < 25 else 1.8)
-    share = PRETRAIN_SHARE - (0.08 if control else 0.0)
-    steps = max(10, int(room * share / step))
-    tune_steps = max(5, int(room * (1 - share) * (0.5 if control else 0.9) / (step * 1.35)))
-    c = plan.pretrain
+
+    for size in SIZES:
+        candidate = sized(size)
+        steps, _ = _steps_in(candidate, minutes, control, flops_per_step(candidate) / speed)
+        if steps * size.rows * plan.pretrain.length >= size.tokens:
+            break
+    else:
+        raise AssertionError("the smallest size asks for no tokens")
+    step = measure_step(candidate)
+    steps, tune = _steps_in(candidate, minutes, control, step)
+    if steps < 20:
+        raise UserError(f"{minutes:g} minutes are too short on this machine: one step takes {step:.1f} s. Give more.")
+    c = candidate.pretrain
+    reason = (
+        f"the largest model that can read {size.tokens / 1e6:g} million tokens in that time"
+        if size.tokens
+        else "the smallest"
+    )
     why = (
-        f"{minutes:g} minutes: one step of {c.rows * c.length:,} tokens takes {step:.2f} s here, so "
-        f"{c.model.layers} layers × {c.model.width} wide, {steps} pretraining and {tune_steps} fine-tuning steps."
+        f"{minutes:g} minutes: {c.model.layers} layers × {c.model.width} wide, {reason}; a step of {c.rows} × {c.length} tokens takes {step:.2f} s "
+        f"here, so {steps} steps of pretraining ({steps * c.rows * c.length / 1e6:.1f} million tokens) and {tune} of "
+        "fine-tuning."
     )
-    return replace(
-        plan,
-        pretrain=replace(c, steps=steps),
-        finetune=replace(plan.finetune, steps=tune_steps, lessons=max(1000, tune_steps * 60)),
-        why=why,
-    )
+    return replace(candidate, pretrain=replace(c, steps=steps), finetune=replace(plan.finetune, steps=tune), why=why)
+
+
+def _steps_in(plan: Recipe, minutes: float, control: bool, step: float) -> tuple[int, int]:
+    """(pretraining steps, fine-tuning steps) that fit when one pretraining step takes `step` seconds."""
+    c, tune = plan.pretrain, plan.finetune
+    model = replace(c.model, vocab_size=plan.tokenizer.vocab_size)
+    per_token = UPKEEP * step / (c.rows * c.length)
+    seconds = minutes * 60 - START
+    if plan.corpus.default:
+        exam = EXAM + EXAM_PER_MILLION * count_parameters(model) / 1e6
+        seconds -= PER_VARIANT * plan.corpus.variants + exam * (2 if control else 1)
+        if control:  # it reads every lesson one and a half times, of some 55 tokens each
+            seconds -= 1.5 * 55 * (c.lessons + tune.lessons) * per_token
+    seconds -= sum(_size(p) for p in plan.corpus.text) / OWN_BYTES_PER_SECOND
+    tune_steps = tune.steps or max(10, int(tune.lessons * 55 / (tune.rows * tune.length)))
+    seconds -= tune_steps * tune.rows * tune.length * per_token
+    return max(0, int(seconds / (UPKEEP * step))), tune_steps
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file or of all files in a folder; 0 where there is none, which the corpus stage reports."""
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def count_parameters(c: ModelConfig) -> int:
+    """Weights of the matrices, embeddings included; gains are left out."""
+    block = c.width * c.head_dim * 2 * (c.heads + c.kv_heads) + 3 * c.width * c.mlp_width
+    return c.layers * block + c.vocab_size * c.width * (1 if c.tied else 2)
+
+
+def flops_per_step(plan: Recipe) -> float:
+    """Six per weight and token, and those of attention."""
+    c = plan.pretrain
+    model = replace(c.model, vocab_size=plan.tokenizer.vocab_size)
+    attention = 12 * model.layers * model.heads * model.head_dim * c.length
+    return (6 * count_parameters(model) + attention) * c.rows * c.length

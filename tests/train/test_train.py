@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from jielong.config import OptimConfig
 from jielong.errors import UserError
 from jielong.model.gpt import causal_mask
+from jielong.run import Run
 from jielong.train.loop import LoopConfig, train
 from jielong.train.optim import Optimizer, orthogonalise
 from jielong.train.schedule import learning_rate, momentum
@@ -72,39 +74,31 @@ def test_training_learns_and_reports_a_bad_loss(model, tmp_path):
         )
 
 
-SCRIPT = """
-import sys, time, torch
-from pathlib import Path
-from jielong.config import ModelConfig, OptimConfig
-from jielong.model.gpt import GPT, save_model
-from jielong.train.loop import LoopConfig, train
-sys.path.insert(0, {here!r})
-from test_train import loss_of
-model = GPT(ModelConfig(vocab_size=64, width=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp_width=64))
-model.init_weights(3)
-def slow(step, loss, speed): time.sleep(0.02)
-train(model, loss_of, LoopConfig(steps=60, optim=OptimConfig(), precision="auto", threads=2, checkpoint_seconds=0.05), Path(sys.argv[1]) / "work", progress=slow)
-save_model(model, Path(sys.argv[1]))
-"""
-
-
-def test_killed_training_ends_bit_equal(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(here=os.path.dirname(__file__)))
+def test_killed_pretraining_ends_bit_equal(life, tmp_path):
+    """The real command, killed at random moments three times, against one that nobody disturbed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    subprocess.run([sys.executable, script, whole], check=True)
-    for count in (2, 9, 30):  # kill after this many checkpoints were seen
-        process = subprocess.Popen([sys.executable, script, killed])
-        until = time.time() + 60
+    for path in (whole, killed):
+        for name in ("corpus", "tokenizer"):
+            shutil.copytree(life / name, path / name)
+    shape = "--model.width 64 --model.layers 2 --model.heads 2 --model.kv-heads 2 --model.head-dim 32 --model.mlp-width 128"
+    command = [sys.executable, "-m", "jielong.cli", "pretrain", *shape.split(), "--steps", "120", "--rows", "8"]
+    command += ["--checkpoint-seconds", "0.1", "--sample-every", "0.5", "--lessons", "50", "--run"]
+    subprocess.run([*command, whole], check=True, capture_output=True)
+    moments = random.Random()
+    for count in (1, 20, 50):
+        process = subprocess.Popen([*command, killed], stdout=subprocess.DEVNULL)
+        until = time.time() + 120
         while time.time() < until and process.poll() is None:
-            steps = [int(p.name.split("-")[1]) for p in (killed / "work").glob("step-*")]
+            steps = [int(p.name.split("-")[1]) for p in (killed / ".base.work" / "checkpoints").glob("step-*")]
             if steps and max(steps) >= count:
                 break
             time.sleep(0.005)
+        time.sleep(moments.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    subprocess.run([sys.executable, script, killed], check=True)
-    a, b = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+        assert not (killed / "base").exists()
+    subprocess.run([*command, killed], check=True, capture_output=True)
+    a, b = load_file(whole / "base" / "model.safetensors"), load_file(killed / "base" / "model.safetensors")
     assert all(torch.equal(a[k], b[k]) for k in a)
+    cards = [Run(path).need("base").card["metrics"] for path in (whole, killed)]
+    assert cards[0]["loss"] == cards[1]["loss"] and cards[0]["seen"] == cards[1]["seen"]

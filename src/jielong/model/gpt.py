@@ -2,7 +2,7 @@
 
 Weights are float32; the forward pass runs in the dtype that the caller names (bfloat16 where the processor has it).
 Attention is a plain product of matrices: on the CPU and for rows of a few hundred tokens its backward pass is
-faster than the fused kernel (benchmarks/attention.py).
+faster than the fused kernel (docs/log.md).
 """
 
 from __future__ import annotations

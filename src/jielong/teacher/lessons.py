@@ -19,15 +19,15 @@ POLITE = {
 }
 
 
-def lessons(world: World, seed: int, count: int) -> list[Conversation]:
-    """`count` conversations: 85 % about taught countries, the rest talk, concepts and honest ignorance."""
+def lessons(world: World, seed: int, count: int, first: int = 0) -> list[Conversation]:
+    """Conversations number `first` to `first + count`: 85 % about taught countries, the rest talk, concepts and honest ignorance."""
     taught, _ = split(world, seed)
     # what is asked in the most different words is asked twice as often
     facts = [
         f for f in world.facts if f.code in taught for _ in range(2 if f.attribute in ("country", "region") else 1)
     ]
     made = []
-    for n in range(count):
+    for n in range(first, first + count):
         rng = random.Random(f"lesson/{seed}/{n}")
         lang = "en" if n % 2 else "zh"
         roll = rng.random()

@@ -5,7 +5,8 @@
 Runs nanoGPT's own, unchanged train.py from a checkout with the arguments of its README (4 layers, 4 heads, 128 wide,
 block 64, batch 12, 2,000 iterations, no compile), reads its checkpoint's loss on the whole validation part, and then
 trains jielong until it reaches that loss, and for the same wall time. Both losses are taken over every character of the
-validation part, in blocks of the model's own length without overlap. Time excludes evaluation in both.
+validation part, in blocks of the model's own length without overlap. Time is that of the training steps alone in both:
+start, evaluation and checkpoints do not count.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import pickle
+import re
 import statistics
 import subprocess
 import sys
@@ -32,7 +34,7 @@ RECIPE = [
     "--device=cpu",
     "--compile=False",
     "--eval_iters=1",
-    "--log_interval=200",
+    "--log_interval=1",
     "--block_size=64",
     "--batch_size=12",
     "--n_layer=4",
@@ -67,9 +69,8 @@ def blocks(val: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def run_nanogpt(checkout: Path, val: np.ndarray) -> tuple[float, float]:
-    """(seconds of train.py, loss on the whole validation part)."""
+    """(seconds of the training steps, loss on the whole validation part)."""
     out = checkout / "out-bench"
-    started = time.perf_counter()
     command = [
         sys.executable,
         "train.py",
@@ -78,8 +79,10 @@ def run_nanogpt(checkout: Path, val: np.ndarray) -> tuple[float, float]:
         "--always_save_checkpoint=True",
         *RECIPE,
     ]
-    subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
+    log = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True).stdout
+    times = [float(t) / 1000 for t in re.findall(r"^iter \d+: .*time ([\d.]+)ms", log, re.M)]
+    steps = times[1:-1]  # the first and the last one hold an evaluation
+    seconds = sum(steps) * 2000 / len(steps)
     code = (
         "import sys, torch, numpy as np; sys.path.insert(0, '.'); from model import GPT, GPTConfig\n"
         f"c = torch.load('{out.name}/ckpt.pt', map_location='cpu', weights_only=False); m = GPT(GPTConfig(**c['model_args'])); m.load_state_dict(c['model']); m.eval()\n"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from jielong.cli import COMMANDS, parse
@@ -33,6 +37,24 @@ def test_documented_command(command):
     _, name, *args = shlex.split(command)
     assert name in COMMANDS
     parse(name, args)
+
+
+def test_the_guides_tiny_commands_run(tmp_path):
+    """The commands of the guide that take seconds, in their order, as a reader would type them."""
+    lines = [c for c in commands() if "runs/tiny" in c]
+    assert [shlex.split(c)[1] for c in lines] == ["raise", "chat", "serve"]
+    for line in lines:
+        command = [sys.executable, "-m", "jielong.cli", *shlex.split(line)[1:]]
+        if " serve " in line:
+            process = subprocess.Popen([*command, "--no-open"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            url = next(m.group() for text in process.stdout if (m := re.search(r"http://[\w.:]+", text)))
+            assert httpx.get(f"{url}/health").status_code == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        else:
+            done = subprocess.run(command, cwd=tmp_path, input="Hello!\n/quit\n", text=True, capture_output=True)
+            assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
 def test_make_targets_exist():

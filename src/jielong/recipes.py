@@ -57,7 +57,7 @@ def tiny() -> Recipe:
     )
 
 
-SPARK_STEPS = 330
+SPARK_STEPS = 310
 FINETUNE = OptimConfig(muon_lr=0.001, adam_lr=0.0003, scalar_lr=0.0003, cooldown=0.9)
 RECIPES: dict[str, Callable[[], Recipe]] = {"spark": spark, "tiny": tiny}
 

@@ -130,6 +130,16 @@ def test_main_text_of_a_rendered_page(world):
         assert "ookie" not in text
 
 
+def test_every_capital_has_a_page_that_repeats_it(world):
+    pages = list(render_pages(world, 1, 3))
+    for lang in ("en", "zh"):
+        texts = [p.text for p in pages if p.lang == lang]
+        for fact in world.facts:
+            if fact.attribute == "country":
+                city = fact.subject[lang]
+                assert any(t.count(city) >= 3 and fact.value[lang] in t for t in texts), city
+
+
 def test_normalise():
     assert normalise("a\r\nb\u200b  c\u3000d\n\n\n\ne\x00") == "a\nb c d\n\ne"
 

@@ -32,7 +32,8 @@ def sentence(fact: Fact, lang: str, rng: random.Random) -> str:
 def render_pages(world: World, seed: int, variants: int) -> Iterator[Page]:
     """Pages in both languages; each fact stands in about `variants` of them per language.
 
-    Two thirds are pages about one country, one third are lists that state one attribute of several countries.
+    Two thirds are pages about one country, one third are lists that state one attribute of several countries, and
+    pages about one capital: only a name that stands several times in a text is learnt well enough to be repeated.
     """
     for lang in ("en", "zh"):
         for variant in range(variants):
@@ -42,6 +43,7 @@ def render_pages(world: World, seed: int, variants: int) -> Iterator[Page]:
                     yield _dress(_country_page(world, entity, lang, rng), rng)
             if variant % 3 == 2:
                 yield from _lists(world, lang, random.Random(f"{seed}/{lang}/{variant}"))
+                yield from _city_pages(world, lang, f"{seed}/{lang}/{variant}/city")
 
 
 def _country_page(world: World, entity: Entity, lang: str, rng: random.Random) -> Page:
@@ -52,6 +54,18 @@ def _country_page(world: World, entity: Entity, lang: str, rng: random.Random) -
     cut = rng.randint(2, len(facts))
     paragraphs = [joint.join(sentence(f, lang, rng) for f in part) for part in (facts[:cut], facts[cut:]) if part]
     return Page(title, "\n".join(paragraphs), lang)
+
+
+def _city_pages(world: World, lang: str, key: str) -> Iterator[Page]:
+    joint = " " if lang == "en" else ""
+    for fact in world.facts:
+        if fact.attribute == "country":
+            rng = random.Random(f"{key}/{fact.code}")
+            wordings = rng.sample(SENTENCES[lang]["country"], 3)
+            lines = [w.format(s=fact.subject[lang], v=fact.value[lang]) for w in wordings]
+            lines.insert(rng.randrange(4), sentence(world.of(fact.code)["capital"], lang, rng))
+            title = rng.choice(TITLES[lang][:-1]).format(s=fact.subject[lang])  # the last one is for countries only
+            yield _dress(Page(title, joint.join(lines), lang), rng)
 
 
 def _lists(world: World, lang: str, rng: random.Random) -> Iterator[Page]:

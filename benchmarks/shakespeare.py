@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=93.0, help="jielong's wall time when nanoGPT does not run")
-    for name, value in (("layers", 4), ("width", 256), ("heads", 4), ("length", 64), ("rows", 24)):
+    for name, value in (("layers", 4), ("width", 128), ("heads", 2), ("length", 128), ("rows", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("lr", 0.02), ("adam-lr", 0.008), ("decay", 0.1)):
         parser.add_argument(f"--{name}", type=float, default=value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jielong.model.kernels import cross_entropy, rms_norm, rotate, swiglu
+from jielong.model.kernels import cross_entropy, rms_norm, rotate, squared_relu, swiglu
 
 
 def gradients(function, *inputs):
@@ -43,6 +43,10 @@ def test_swiglu():
         return F.silu(gate) * up
 
     assert_same(swiglu, plain, torch.randn(6, 20))
+
+
+def test_squared_relu():
+    assert_same(squared_relu, lambda x: F.relu(x).square(), torch.randn(6, 20))
 
 
 @pytest.mark.parametrize("rows", [3, 64])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jielong.config import ModelConfig
 from jielong.errors import UserError
 from jielong.model.cache import KVCache
-from jielong.model.kernels import rms_norm, rotate, swiglu
+from jielong.model.kernels import rms_norm, rotate, squared_relu, swiglu
 
 
 class Linear(nn.Module):
@@ -92,7 +92,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "relu2":
-            return self.down(F.relu(self.up(x)).square())
+            return self.down(squared_relu(self.up(x)))
         both = F.linear(x, torch.cat([self.gate.weight, self.up.weight]).to(x.dtype))  # (B, T, 2M)
         return self.down(swiglu(both))
 

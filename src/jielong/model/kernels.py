@@ -99,6 +99,24 @@ def swiglu(both: Tensor) -> Tensor:
     return _SwiGLU.apply(both)  # pyright: ignore[reportReturnType]
 
 
+class _SquaredReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        positive = x.clamp_min(0)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (positive,) = ctx.saved_tensors
+        return (positive * dy).mul_(2)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)² (So et al. 2021)."""
+    return _SquaredReLU.apply(x)  # pyright: ignore[reportReturnType]
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, rows: int) -> Tensor:

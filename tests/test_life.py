@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -102,8 +103,13 @@ def test_own_text_too_small_for_the_vocabulary(tmp_path, capsys):
     (tmp_path / "a.txt").write_text(
         "The quick brown fox jumps over the lazy dog and then it goes home to sleep at night, while the cat stays out."
     )
-    assert main(["raise", "--recipe", "tiny", "--text", str(tmp_path / "a.txt"), "--run", str(tmp_path / "r")]) == 2
-    assert "--vocab-size" in capsys.readouterr().err
+    command = ["raise", "--recipe", "tiny", "--text", str(tmp_path / "a.txt"), "--run", str(tmp_path / "r")]
+    assert main(command) == 2
+    advice = re.search(r"--vocab-size (\d+)", capsys.readouterr().err)
+    assert advice
+    assert main([*command, *advice.group().split()]) == 0  # what it says helps
+    assert main([*command, "--vocab-size", "999"]) == 2 and "--force" in capsys.readouterr().err
+    assert Run(tmp_path / "r").need("sft") and not (tmp_path / "r" / "evaluation").exists()
 
 
 def test_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):

@@ -233,6 +233,8 @@ class RaiseConfig:
     """Time budget; sizes, batch and steps are chosen to fit this machine."""
     text: tuple[Path, ...] = ()
     """Your own files or folders, in place of the default corpus."""
+    vocab_size: int | None = None
+    """Entries of the vocabulary; by default the recipe's. A small text needs a small one."""
     beside: bool = False
     """Use --text beside the default corpus instead of in its place."""
     run: Path = DEFAULT_RUN

@@ -29,7 +29,7 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
     planned otherwise and `force` is off.
     """
     asked = {"recipe": config.recipe, "minutes": config.minutes, "text": [str(p.resolve()) for p in config.text]}
-    asked |= {"beside": config.beside, "seed": config.seed, "control": config.control}
+    asked |= {"beside": config.beside, "seed": config.seed, "control": config.control, "vocab_size": config.vocab_size}
     path = run.path / PLAN
     plan = recipe(config.recipe)
     if path.exists():
@@ -39,8 +39,12 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
             raise UserError(f"{path} is damaged; delete it to plan anew.") from error
         if before["asked"] == asked:
             return _filled(plan, before["plan"])
-        if not config.force:
-            changed = [f"{k} {before['asked'].get(k)} → {v}" for k, v in asked.items() if before["asked"].get(k) != v]
+        changed = [f"{k} {before['asked'].get(k)} → {v}" for k, v in asked.items() if before["asked"].get(k) != v]
+        # the vocabulary may still be chosen anew while nothing was made with it
+        only_vocabulary = {k: v for k, v in before["asked"].items() if k != "vocab_size"} == {
+            k: v for k, v in asked.items() if k != "vocab_size"
+        }
+        if not config.force and not (only_vocabulary and run.artifact("tokenizer") is None):
             raise UserError(
                 f"{run.path} was raised with other settings ({', '.join(changed)}); "
                 "use --force to make it anew or another --run folder."
@@ -56,6 +60,8 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
         pretrain=dataclasses.replace(plan.pretrain, seed=config.seed),
         finetune=dataclasses.replace(plan.finetune, seed=config.seed),
     )
+    if config.vocab_size is not None:
+        plan = dataclasses.replace(plan, tokenizer=dataclasses.replace(plan.tokenizer, vocab_size=config.vocab_size))
     if config.minutes is not None:
         say("Measuring this machine …")
         plan = fit_minutes(plan, config.minutes, config.control)

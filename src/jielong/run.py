@@ -71,8 +71,16 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process (its children apart), in bytes."""
+def peak_memory(pid: int | str = "self") -> int:
+    """Peak resident bytes of a process since the last reset; elsewhere than on Linux, of this one since its start."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if pid != "self":
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -83,22 +91,6 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pass
-
-
-def _peak_now(workers: int) -> int:
-    """Peak since the last reset, plus `workers` times that of the largest finished child: an upper bound."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return _own_peak() + workers * children
-
-
-def _own_peak() -> int:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return peak_memory_bytes()
 
 
 class Artifact:
@@ -145,8 +137,8 @@ class Build:
         self.extra: dict[str, Any] = {}
         self.device = "cpu"
         self.threads: int | None = None
-        self.workers = 0
-        """Processes that worked at the same time beside this one; their memory counts too."""
+        self.workers_memory = 0
+        """Peak bytes of processes that worked beside this one; what they share with it is counted twice."""
         self.artifact: Artifact
 
 
@@ -237,7 +229,7 @@ class Run:
                 "device": f"{build.device} ({platform.processor() or platform.machine()})",
                 "threads": build.threads,
                 "seconds": round(time.perf_counter() - started, 2),
-                "peak_memory_bytes": _peak_now(build.workers),
+                "peak_memory_bytes": peak_memory() + build.workers_memory,
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 **plain(build.extra),
             }

@@ -80,7 +80,9 @@ def test_killed_pretraining_ends_bit_equal(life, tmp_path):
     for path in (whole, killed):
         for name in ("corpus", "tokenizer"):
             shutil.copytree(life / name, path / name)
-    shape = "--model.width 64 --model.layers 2 --model.heads 2 --model.kv-heads 2 --model.head-dim 32 --model.mlp-width 128"
+    shape = (
+        "--model.width 64 --model.layers 2 --model.heads 2 --model.kv-heads 2 --model.head-dim 32 --model.mlp-width 128"
+    )
     command = [sys.executable, "-m", "jielong.cli", "pretrain", *shape.split(), "--steps", "120", "--rows", "8"]
     command += ["--checkpoint-seconds", "0.1", "--sample-every", "0.5", "--lessons", "50", "--run"]
     subprocess.run([*command, whole], check=True, capture_output=True)

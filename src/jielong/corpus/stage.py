@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from jielong.corpus.privacy import scrub
 from jielong.corpus.quality import reason_to_drop
 from jielong.corpus.readers import Raw, read_paths
 from jielong.errors import UserError
-from jielong.run import Artifact, Run
+from jielong.run import Artifact, Run, peak_memory
 
 EXAMPLES = 6  # per step, each of at most EXAMPLE_CHARS
 EXAMPLE_CHARS = 120
@@ -68,15 +69,20 @@ def clean_one(raw: tuple[str, bool]) -> tuple[str, str, str | None]:
     return text, lang, reason_to_drop(text, lang)
 
 
-def clean(raws: list[Raw], workers: int = 0) -> tuple[list[Document], list[Step], dict[str, str]]:
-    """Clean documents, the funnel, and for every raw id the step that dropped it ("" = kept)."""
+def clean(
+    raws: list[Raw], workers: int = 0, memory: Callable[[int], None] = lambda _: None
+) -> tuple[list[Document], list[Step], dict[str, str]]:
+    """Clean documents, the funnel, and for every raw id the step that dropped it ("" = kept).
+
+    `memory` is told the peak bytes of each worker process.
+    """
     steps = {
         name: Step(name)
         for name in ("extract", "language", "quality", "exact duplicates", "near duplicates", "privacy")
     }
     fate: dict[str, str] = {}
     items = [Item(_id(r, n), r.text, r.source, r.label) for n, r in enumerate(raws)]
-    results = _map([(r.text, r.html) for r in raws], workers)
+    results = _map([(r.text, r.html) for r in raws], workers, memory)
     extract, lang_step, quality = steps["extract"], steps["language"], steps["quality"]
     kept: list[Item] = []
     for item, raw, (text, lang, reason) in zip(items, raws, results, strict=True):
@@ -123,17 +129,17 @@ def _id(raw: Raw, number: int) -> str:
     return hashlib.sha256((raw.text + salt).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _workers(asked: int, documents: int) -> int:
-    """Processes to use: none beside this one for a few documents."""
-    return 1 if documents < 500 else asked or os.cpu_count() or 1
-
-
-def _map(raws: list[tuple[str, bool]], workers: int) -> list[tuple[str, str, str | None]]:
-    workers = _workers(workers, len(raws))
-    if workers == 1:
+def _map(
+    raws: list[tuple[str, bool]], workers: int, memory: Callable[[int], None]
+) -> list[tuple[str, str, str | None]]:
+    workers = workers or os.cpu_count() or 1
+    if workers == 1 or len(raws) < 500:
         return [clean_one(r) for r in raws]
     with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(clean_one, raws, chunksize=128))
+        results = list(pool.map(clean_one, raws, chunksize=128))
+        for process in multiprocessing.active_children():
+            memory(peak_memory(process.pid or "self"))
+    return results
 
 
 def _count_in(step: Step, chars: int) -> None:
@@ -218,7 +224,9 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
         if not any(r.text.strip() for r in raws):
             why = "; ".join(f"{n}× {reason}" for reason, n in skipped.most_common(3))
             raise UserError("No readable text was found" + (f" ({why})." if why else "; the files are empty."))
-        documents, steps, fate = clean(raws, config.workers)
+        memory: list[int] = []
+        documents, steps, fate = clean(raws, config.workers, memory.append)
+        build.workers_memory = sum(memory)
         held = [d for d in documents if int(d.id[:8], 16) < config.heldout * 2**32]
         names = {d.id for d in held}
         train = [d for d in documents if d.id not in names]
@@ -241,8 +249,6 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
         if config.default and config.dirt:
             build.metrics["dirt"] = measure_dirt(raws, documents, fate)
             print_dirt(build.metrics["dirt"])
-        workers = _workers(config.workers, len(raws))
-        build.workers = workers if workers > 1 else 0
     return build.artifact
 
 

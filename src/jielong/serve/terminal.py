@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ def run(config: ChatConfig, run: Run) -> None:
 
     engine = Engine.load(pick_model(run, config.model))
     interactive = sys.stdin.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # arrow keys edit the line and bring earlier questions back
     if interactive:
         print(f"{engine.name}: {engine.card['metrics'].get('parameters', 0):,} parameters. {HELP}")
     messages: list[dict[str, str]] = []

@@ -46,9 +46,9 @@ def write_shard(
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     folder.mkdir(parents=True, exist_ok=True)
     flat = np.fromiter((t for d in documents for t in d), dtype=dtype)
-    flat.tofile(folder / "tokens.bin")
+    write_atomic(folder / "tokens.bin", flat.tobytes())
     if trained is not None:
-        np.fromiter((t for d in trained for t in d), dtype=bool).tofile(folder / "trained.bin")
+        write_atomic(folder / "trained.bin", np.fromiter((t for d in trained for t in d), dtype=bool).tobytes())
     head = {"dtype": np.dtype(dtype).name, "ids": ids, "lengths": [len(d) for d in documents]}
     write_atomic(folder / "shard.json", json.dumps(head))
 

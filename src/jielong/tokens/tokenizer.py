@@ -182,7 +182,10 @@ def run(config: TokenizerConfig, run: Run) -> Artifact:
         tokenizer = train(sample([d.text for d in train_set], TRAINING_CHARS), config.vocab_size)
         tokenizer.rust.save(str(build.path / "tokenizer.json"))
         rows = [(d.lang, d.text) for d in (held_out or train_set)]
-        build.metrics = {"vocab_size": tokenizer.vocab_size, "compression": compression(tokenizer, rows)}
+        found = compression(tokenizer, rows)
+        build.metrics = {"vocab_size": tokenizer.vocab_size, "compression": found}
+        each = ", ".join(f"{lang} {row['bytes_per_token']:.2f}" for lang, row in found.items())
+        print(f"vocabulary of {tokenizer.vocab_size:,}; bytes per token: {each}")
     return build.artifact
 
 

@@ -36,7 +36,9 @@ class Recipe:
 def shape(width: int, layers: int) -> ModelConfig:
     """Qwen3's shape at laptop size: heads of 128, feed-forward three times as wide."""
     heads = max(1, width // 128)
-    return ModelConfig(width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp_width=3 * width)
+    return ModelConfig(
+        width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp_width=3 * width, context=LENGTH
+    )
 
 
 def spark() -> Recipe:
@@ -44,8 +46,8 @@ def spark() -> Recipe:
     return Recipe(
         corpus=CorpusConfig(variants=24, prose_chars=600_000),
         tokenizer=TokenizerConfig(vocab_size=3072),
-        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=48, length=128, lessons=5000),
-        finetune=FinetuneConfig(lessons=1600, steps=24, rows=32, length=128, optim=FINETUNE),
+        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=24, length=LENGTH, lessons=4000),
+        finetune=FinetuneConfig(lessons=1600, steps=24, rows=16, length=LENGTH, optim=FINETUNE),
     )
 
 
@@ -61,6 +63,7 @@ def tiny() -> Recipe:
 
 
 SPARK_STEPS = 310
+LENGTH = 256  # tokens of a row, and the longest conversation that the model is used for
 FINETUNE = OptimConfig(muon_lr=0.001, adam_lr=0.0003, scalar_lr=0.0003, cooldown=0.9)
 RECIPES: dict[str, Callable[[], Recipe]] = {"spark": spark, "tiny": tiny}
 
@@ -136,12 +139,12 @@ class Size:
 
 
 SIZES = (
-    Size(768, 8, 96, 96, 2_000_000, 20_000, 150e6),
-    Size(512, 6, 64, 72, 2_000_000, 15_000, 40e6),
-    Size(512, 4, 48, 60, 2_000_000, 12_000, 14e6),
-    Size(384, 4, 48, 48, 1_200_000, 10_000, 5e6),
-    Size(384, 3, 48, 24, 600_000, 5_000, 1.4e6),
-    Size(256, 3, 24, 16, 400_000, 4_000, 0),
+    Size(768, 8, 48, 96, 2_000_000, 20_000, 150e6),
+    Size(512, 6, 32, 72, 2_000_000, 15_000, 40e6),
+    Size(512, 4, 24, 60, 2_000_000, 12_000, 14e6),
+    Size(384, 4, 24, 48, 1_200_000, 10_000, 5e6),
+    Size(384, 3, 24, 24, 600_000, 4_000, 1.4e6),
+    Size(256, 3, 12, 16, 400_000, 4_000, 0),
 )
 
 # What a raise costs beside training, in seconds on two cores of a Zen 4 server (docs/log.md): starting and the report; rendering,
@@ -149,6 +152,7 @@ SIZES = (
 START, PER_VARIANT, EXAM, EXAM_PER_MILLION = 8.0, 0.95, 12.0, 2.2
 OWN_BYTES_PER_SECOND = 300_000
 MEASURE_SECONDS = 4.0
+LESSON = 78  # tokens of a conversation, on average
 UPKEEP = 1.05  # batches, checkpoints, periodic samples: a training step in a run against one measured alone
 
 
@@ -208,10 +212,10 @@ def _steps_in(plan: Recipe, minutes: float, control: bool, step: float) -> tuple
     if plan.corpus.default:
         exam = EXAM + EXAM_PER_MILLION * count_parameters(model) / 1e6
         seconds -= PER_VARIANT * plan.corpus.variants + exam * (2 if control else 1)
-        if control:  # it reads every lesson one and a half times, of some 55 tokens each
-            seconds -= 1.5 * 55 * (c.lessons + tune.lessons) * per_token
+        if control:  # it reads every lesson one and a half times, of LESSON tokens
+            seconds -= 1.5 * LESSON * (c.lessons + tune.lessons) * per_token
     seconds -= sum(_size(p) for p in plan.corpus.text) / OWN_BYTES_PER_SECOND
-    tune_steps = tune.steps or max(10, int(tune.lessons * 55 / (tune.rows * tune.length)))
+    tune_steps = tune.steps or max(10, int(tune.lessons * LESSON / (tune.rows * tune.length)))
     seconds -= tune_steps * tune.rows * tune.length * per_token
     return max(0, int(seconds / (UPKEEP * step))), tune_steps
 

@@ -20,7 +20,11 @@ POLITE = {
 
 
 def lessons(world: World, seed: int, count: int, first: int = 0) -> list[Conversation]:
-    """Conversations number `first` to `first + count`: 85 % about taught countries, the rest talk, concepts and honest ignorance."""
+    """Conversations number `first` to `first + count`.
+
+    About 80 % ask about taught countries, some of them many times and in both languages; the rest is small talk,
+    concepts and honest ignorance.
+    """
     taught, _ = split(world, seed)
     # what is asked in the most different words is asked twice as often
     facts = [
@@ -32,12 +36,14 @@ def lessons(world: World, seed: int, count: int, first: int = 0) -> list[Convers
         lang = "en" if n % 2 else "zh"
         roll = rng.random()
         turns: list[tuple[str, str]] = []
-        if roll < 0.85:
-            for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        if roll < 0.80:
+            for _ in range(rng.choice([1, 1, 1, 1, 2, 2, 3, 6])):
                 fact = rng.choice(facts)
                 question = ask(fact, lang, lesson_phrasing(fact.attribute, lang, rng), rng)
                 turns.append((_vary(question.prompt, lang, rng), question.answer))
-        elif roll < 0.89:
+                if rng.random() < 0.2:  # people change the language in the middle
+                    lang = "zh" if lang == "en" else "en"
+        elif roll < 0.85:
             question = rng.choice(UNKNOWN_QUESTIONS[lang]).format(s=invented_name(lang, rng))
             turns.append((_vary(question, lang, rng), rng.choice(UNKNOWN_ANSWERS[lang])))
         elif roll < 0.94:
@@ -46,9 +52,9 @@ def lessons(world: World, seed: int, count: int, first: int = 0) -> list[Convers
         else:
             questions, answers = rng.choice(CONCEPTS[lang])
             turns.append((rng.choice(questions), rng.choice(answers)))
-        if len(turns) == 1 and rng.random() < 0.1:
+        if rng.random() < 0.12:
             questions, answers = rng.choice(SMALL_TALK[lang])
-            turns.insert(rng.randint(0, 1), (rng.choice(questions), rng.choice(answers)))
+            turns.insert(rng.randint(0, len(turns)), (rng.choice(questions), rng.choice(answers)))
         conversation = []
         for question, answer in turns:
             conversation += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -16,6 +16,8 @@ import pytest
 from jielong.cli import COMMANDS, main
 from jielong.run import Artifact, Run
 
+SHORT = "The quick brown fox jumps over the lazy dog and then it goes home to sleep at night, while the cat stays out."
+
 
 def test_a_whole_life(life):
     run = Run(life)
@@ -39,6 +41,22 @@ def test_raising_again_does_nothing_and_other_settings_are_refused(life, capsys)
     assert main(["raise", "--recipe", "tiny", "--seed", "2", "--run", str(life)]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["pretrain", "--run", str(life)]) == 2
+
+
+def test_control_comes_later_and_force_makes_anew(tmp_path):
+    (tmp_path / "a.txt").write_text(SHORT)
+    run = Run(tmp_path / "r")
+    command = ["raise", "--recipe", "tiny", "--text", str(tmp_path / "a.txt"), "--run", str(run.path)]
+    command += ["--vocab-size", "264"]
+    assert main(command) == 0
+    hashes = {a.name: a.hash for a in run.artifacts()}
+    assert main([*command, "--control"]) == 0
+    assert {a.name: a.hash for a in run.artifacts() if a.name != "report"}.items() <= hashes.items()
+    assert main([*command, "--seed", "2"]) == 2
+    assert main([*command, "--seed", "2", "--force"]) == 0
+    after = {a.name: a.hash for a in run.artifacts()}
+    assert after["base"] != hashes["base"] and after["sft"] != hashes["sft"]
+    assert run.need("sft").card["parents"] == {"base": after["base"]}
 
 
 def test_chat_through_a_pipe(life):
@@ -100,9 +118,7 @@ def test_clear_sentences(tmp_path, capsys):
 
 
 def test_own_text_too_small_for_the_vocabulary(tmp_path, capsys):
-    (tmp_path / "a.txt").write_text(
-        "The quick brown fox jumps over the lazy dog and then it goes home to sleep at night, while the cat stays out."
-    )
+    (tmp_path / "a.txt").write_text(SHORT)
     command = ["raise", "--recipe", "tiny", "--text", str(tmp_path / "a.txt"), "--run", str(tmp_path / "r")]
     assert main(command) == 2
     advice = re.search(r"--vocab-size (\d+)", capsys.readouterr().err)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jielong.config import EvaluateConfig, RaiseConfig, ReportConfig
@@ -31,24 +33,36 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
     asked = {"recipe": config.recipe, "minutes": config.minutes, "text": [str(p.resolve()) for p in config.text]}
     asked |= {"beside": config.beside, "seed": config.seed, "control": config.control, "vocab_size": config.vocab_size}
     path = run.path / PLAN
-    plan = recipe(config.recipe)
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged; delete it to plan anew.") from error
-        if before["asked"] == asked:
-            return _filled(plan, before["plan"])
-        changed = [f"{k} {before['asked'].get(k)} → {v}" for k, v in asked.items() if before["asked"].get(k) != v]
-        # the vocabulary may still be chosen anew while nothing was made with it
-        only_vocabulary = {k: v for k, v in before["asked"].items() if k != "vocab_size"} == {
-            k: v for k, v in asked.items() if k != "vocab_size"
-        }
-        if not config.force and not (only_vocabulary and run.artifact("tokenizer") is None):
+    before = _read_plan(path)
+    changed = {k: f"{k} {before['asked'].get(k)} → {v}" for k, v in asked.items() if before["asked"].get(k) != v}
+    if before["asked"] and changed.keys() <= {"control"}:  # the control stands beside what is there
+        plan = _filled(recipe(config.recipe), before["plan"])
+    else:
+        # the vocabulary may be chosen anew while nothing was made with it
+        free = changed.keys() == {"vocab_size"} and run.artifact("tokenizer") is None
+        if before["asked"] and not config.force and not free:
             raise UserError(
-                f"{run.path} was raised with other settings ({', '.join(changed)}); "
+                f"{run.path} was raised with other settings ({', '.join(changed.values())}); "
                 "use --force to make it anew or another --run folder."
             )
+        plan = _new_plan(config)
+        _discard(run, before["plan"], plan)
+    write_atomic(path, json.dumps({"asked": asked, "plan": plain(plan)}, ensure_ascii=False, indent=1))
+    return plan
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"asked": {}, "plan": {}}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"asked": found["asked"], "plan": found["plan"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; delete it to plan anew.") from error
+
+
+def _new_plan(config: RaiseConfig) -> Recipe:
+    plan = recipe(config.recipe)
     corpus = dataclasses.replace(
         plan.corpus, text=tuple(config.text), default=config.beside or not config.text, seed=config.seed
     )
@@ -66,14 +80,20 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
         say("Measuring this machine …")
         plan = fit_minutes(plan, config.minutes, config.control)
         say(plan.why)
-    write_atomic(path, json.dumps({"asked": asked, "plan": plain(plan)}, ensure_ascii=False, indent=1))
     return plan
+
+
+def _discard(run: Run, before: dict[str, Any], plan: Recipe) -> None:
+    """Remove what was made with settings that the new plan does not have; what descends from it is then stale."""
+    made = {"corpus": ["corpus"], "tokenizer": ["tokenizer"], "pretrain": ["base"], "finetune": ["sft", "control"]}
+    for stage, names in made.items():
+        if stage in before and before[stage] != plain(getattr(plan, stage)):
+            for name in names:
+                shutil.rmtree(run.path / name, ignore_errors=True)
 
 
 def _filled(template: Any, values: dict[str, Any]) -> Any:
     """Dataclass `template` with the values of a JSON file."""
-    from pathlib import Path
-
     changes = {}
     for f in dataclasses.fields(template):
         value, now = values.get(f.name, getattr(template, f.name)), getattr(template, f.name)
@@ -139,11 +159,12 @@ def _stage(run: Run, name: str, parents: list[str], force: bool, make: Callable[
         found.verify()
         now = {p: run.need(p).hash for p in parents}
         before = found.card.get("parents") or {}
-        stale = [p for p, stamp in now.items() if before.get(p) != stamp]
-        if not stale:
+        stale = [p for p, stamp in now.items() if before.get(p, stamp) != stamp]
+        added = now.keys() - before.keys()
+        if not stale and not added:
             say(f"[dim]{name}: done[/]")
             return
-        if not force:
+        if stale and not force:
             raise UserError(
                 f"{found.path} is stale: {', '.join(stale)} was made anew since. Use --force to make it again."
             )

@@ -147,9 +147,9 @@ SIZES = (
     Size(256, 3, 12, 16, 400_000, 4_000, 0),
 )
 
-# What a raise costs beside training, in seconds on two cores of a Zen 4 server (docs/log.md): starting and the report; rendering,
-# cleaning and tokenising per variant of the facts; the exam per million parameters and tokens of own text.
-START, PER_VARIANT, EXAM, EXAM_PER_MILLION = 8.0, 0.95, 12.0, 2.2
+# What a raise costs beside training, in seconds on two cores of a Zen 4 server (docs/log.md): measuring, starting and the
+# report; rendering, cleaning and tokenising per variant of the facts; the exam, also per million parameters.
+START, PER_VARIANT, EXAM, EXAM_PER_MILLION = 20.0, 0.95, 12.0, 2.2
 OWN_BYTES_PER_SECOND = 300_000
 MEASURE_SECONDS = 4.0
 LESSON = 78  # tokens of a conversation, on average

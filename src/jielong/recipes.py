@@ -62,7 +62,7 @@ def tiny() -> Recipe:
     )
 
 
-SPARK_STEPS = 290
+SPARK_STEPS = 310
 LENGTH = 256  # tokens of a row, and the longest conversation that the model is used for
 FINETUNE = OptimConfig(muon_lr=0.001, adam_lr=0.0003, scalar_lr=0.0003, cooldown=0.9)
 RECIPES: dict[str, Callable[[], Recipe]] = {"spark": spark, "tiny": tiny}

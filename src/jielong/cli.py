@@ -13,7 +13,9 @@ from jielong.config import (
     ChatConfig,
     CorpusConfig,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
+    ImportConfig,
     PretrainConfig,
     RaiseConfig,
     ReportConfig,
@@ -32,8 +34,11 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "report": (ReportConfig, "one HTML page about a run"),
     "chat": (ChatConfig, "talk in the terminal"),
     "serve": (ServeConfig, "the web page and the API"),
+    "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
+    "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
-WITH_RUN = {"raise", "chat", "serve"}  # their settings have `run` already
+WITH_RUN = {"raise", "chat", "serve", "import", "export"}  # their settings have `run` already
+POSITIONAL = {"import": "source", "export": "run"}
 
 
 def usage() -> str:
@@ -98,7 +103,11 @@ def dispatch(name: str, args: list[str]) -> int:
     from jielong.run import Run
 
     run = Run(run_path)
-    if name == "raise":
+    if name in ("import", "export"):
+        from jielong import convert
+
+        print(convert.run_import(config) if name == "import" else convert.run_export(config))
+    elif name == "raise":
         from jielong.life import raise_
 
         raise_(config)
@@ -150,14 +159,25 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     import tyro
 
     config_type, text = COMMANDS[name]
+    if name in POSITIONAL:
+        config_type = _positional(config_type, POSITIONAL[name])
     if name in WITH_RUN:
-        config = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
-        return config, config.run
+        config: Any = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
+        return config, config.run or DEFAULT_RUN
     # the stage's settings and, beside them, the run's folder
     folder: Any = Annotated[Path, tyro.conf.arg(help="The run's folder.")]
     options = make_dataclass("Options", [("run", folder, field(default=DEFAULT_RUN))], bases=(config_type,))
     parsed: Any = tyro.cli(options, prog=f"jielong {name}", description=text, args=args)
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
+
+
+def _positional(config_type: type, name: str) -> type:
+    """The same settings, with field `name` given by its place."""
+    import tyro
+
+    first = next(f for f in fields(config_type) if f.name == name)
+    kind: Any = Annotated[first.type, tyro.conf.Positional]
+    return make_dataclass(config_type.__name__, [(name, kind)], bases=(config_type,))
 
 
 if __name__ == "__main__":

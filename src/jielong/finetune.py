@@ -56,7 +56,7 @@ def run(config: FinetuneConfig, run: Run) -> Artifact:
         from jielong.teacher.lessons import lessons
 
         # pretraining has read the first ones, fine-tuning goes on with new ones; the control reads them all
-        known = base.card["config"]["lessons"]
+        known = base.card["config"].get("lessons", 0)  # an imported model has read none
         if config.from_scratch:
             conversations = lessons(load_world(), config.seed, known + config.lessons)
         else:

@@ -25,7 +25,7 @@ from jielong.run import Artifact, Run
 from jielong.teacher.lessons import lessons
 from jielong.tokens.chat import encode_chat
 from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
-from jielong.tokens.tokenizer import Tokenizer
+from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
 from jielong.train.bar import training_bar
 from jielong.train.loop import History, LoopConfig, train, use_threads
 
@@ -109,7 +109,7 @@ def train_artifact(
         with training_bar(name, steps) as progress:
             history = train(model, loss_of, loop, work / "checkpoints", observe, observe_steps, progress)
         save_model(model, build.path)
-        shutil.copy(tokenizer_file, build.path / "tokenizer.json")
+        copy_tokenizer(tokenizer_file, build.path)
         index.save(build.path / "data_index.npz")
         (build.path / "records.json").write_text(json.dumps(shard.ids), encoding="utf-8")
         build.threads = use_threads(config.threads)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jielong.corpus.world import World, load_world
 from jielong.generate.engine import Engine
+from jielong.generate.sampling import Sampling
 from jielong.teacher.questions import Question, exam, is_correct
 
 SHOWN = 12
@@ -25,7 +26,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 def ask_all(engine: Engine, questions: list[Question]) -> list[str]:
     """Greedy answers in the given order."""
     prompts = [engine.chat_ids([{"role": "user", "content": q.prompt}]) for q in questions]
-    return [engine.tokenizer.decode(ids) for ids in engine.generate(prompts, max_tokens=32)]
+    return [r.text for r in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=32))]
 
 
 def mark(world: World, questions: list[Question], replies: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jielong.corpus.documents import read_documents
 from jielong.evaluate.bpb import bits_per_byte
 from jielong.evaluate.qa import examine
 from jielong.generate.engine import Engine
+from jielong.model.gpt import load_model
 from jielong.run import Artifact, Run
 
 
@@ -21,11 +22,11 @@ def run(config: EvaluateConfig, run: Run) -> Artifact:
     with run.build("evaluation", kind="evaluation", config=config, parents=parents, seed=config.seed) as build:
         results: dict[str, Any] = {}
         for artifact in parents:
-            engine = Engine.load(artifact.path, config.threads)
+            engine = Engine.load(artifact.path, config.threads, rows=128)
             results[artifact.name] = {
                 "unseen": examine(engine, config.seed, "unseen", config.questions),
                 "taught": examine(engine, config.seed, "taught", config.questions),
-                "bits_per_byte": bits_per_byte(engine.model, engine.tokenizer, held_out[:400]),
+                "bits_per_byte": bits_per_byte(load_model(artifact.path), engine.tokenizer, held_out[:400]),
             }
         build.metrics = results
     return build.artifact

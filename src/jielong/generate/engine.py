@@ -1,12 +1,17 @@
-"""The generation engine: one conversation streamed token by token, or many prompts in one batch."""
+"""The generation engine: requests join and leave a running batch at every step.
+
+One engine serves chat, evaluation and (later) rollouts and detection. `submit` hands in a request from any thread; one thread
+at a time calls `step`, or `stream` and `generate`, which do so until their own requests are answered.
+
+A step reads a part of the waiting prompts, then draws one token for everyone who is generating. The sequences of a step
+stand side by side in the cache: first those that generate, then those whose prompts are still being read.
+"""
 
 from __future__ import annotations
 
-import math
-import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +19,34 @@ import torch
 from torch import Tensor
 
 from jielong.errors import UserError
-from jielong.generate.sampling import Sampling, draw, penalise
-from jielong.model.cache import KVCache
-from jielong.model.gpt import GPT, causal_mask, load_model
+from jielong.generate.lookup import guess
+from jielong.generate.prefix import PrefixCache
+from jielong.generate.request import Request, Step, raw_logprobs
+from jielong.generate.sampling import Sampling
+from jielong.model.gpt import GPT, load_model
+from jielong.model.runtime import Runtime
 from jielong.run import Artifact
 from jielong.tokens.chat import encode_chat, fit
 from jielong.tokens.tokenizer import Tokenizer
 
-
-@dataclass
-class Step:
-    """One generated token. `text` is what became readable with it: never half a character."""
-
-    token_id: int
-    text: str
-    bytes: bytes
-    logprob: float
-    """Natural log of the model's own probability, before temperature and the cuts."""
-    top: list[tuple[int, bytes, float]] = field(default_factory=list)
-    """The likeliest tokens: (id, bytes, log-probability)."""
-    finish: str | None = None
-    """stop, length or cancelled on the last step."""
+CHUNK = 512  # tokens of prompts that are read between two steps of those who generate
 
 
-class Utf8Stream:
-    """Bytes in, whole characters out."""
+class Slot:
+    """A request in the batch; its place in the list is its row of the cache."""
 
-    def __init__(self) -> None:
-        import codecs
+    def __init__(self, request: Request):
+        self.request = request
+        self.length = 0
+        """Positions of the cache that are filled."""
 
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, data: bytes, final: bool = False) -> str:
-        return self._decoder.decode(data, final)
+    @property
+    def reading(self) -> bool:
+        return self.length < len(self.request.prompt) and not self.request.answer
 
 
 class Engine:
-    """A model with its tokenizer, ready to continue text. Not thread-safe: the caller takes turns."""
+    """A model with its tokenizer, ready to continue text."""
 
     def __init__(
         self,
@@ -59,17 +55,32 @@ class Engine:
         name: str = "model",
         card: dict[str, Any] | None = None,
         chat: bool = True,
+        precision: str = "fp32",
+        rows: int = 32,
+        cache_bytes: int = 2 << 30,
+        prefix_bytes: int = 256 << 20,
+        lookup: int = 0,
     ):
-        self.model = model.eval()
+        """rows: requests that are worked on at once, the others wait; cache_bytes: the most that their keys and values may
+        take (one request is always let in); prefix_bytes: size of the prefix cache, 0 = none; lookup: tokens to guess from the text so far and verify in one pass (speculative decoding), 0 = none."""
+        self.runtime = Runtime(model.config, model.state_dict(), precision)
         self.tokenizer = tokenizer
         self.name = name
         self.card = card or {}
         self.context = model.config.context
+        self.vocab_size = model.config.vocab_size
         self.chat = chat
+        self.rows, self.cache_bytes, self.lookup = rows, cache_bytes, lookup
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.cache = self.runtime.cache()
+        self.slots: list[Slot] = []
+        self.waiting: deque[Request] = deque()
+        self._lock = threading.Lock()
+        self.stats = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0, "guessed": 0, "guessed_right": 0}
 
     @classmethod
-    def load(cls, folder: Path | str, threads: int = 0) -> Engine:
-        """The engine of a base or fine-tuned artifact. Raises UserError when it is damaged."""
+    def load(cls, folder: Path | str, threads: int = 0, **options: Any) -> Engine:
+        """The engine of a base, imported or fine-tuned artifact. Raises UserError when it is damaged."""
         from jielong.train.loop import use_threads
 
         folder = Path(folder)
@@ -77,127 +88,213 @@ class Engine:
         artifact.verify()
         use_threads(threads)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        kind = artifact.card["kind"]
-        return cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=kind == "sft")
+        chat = artifact.card["kind"] == "sft" or tokenizer.template is not None
+        return cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
+
+    # requests
 
     def chat_ids(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
         """The prompt of a conversation; the oldest turns are left out where the context is too short."""
         kept = fit(self.tokenizer, list(messages), max(1, self.context * 3 // 4))
         return encode_chat(self.tokenizer, kept, add_generation_prompt)[0]
 
-    def _check(self, prompt: list[int]) -> None:
+    def check(self, prompt: Sequence[int], answer: bool = True) -> None:
+        """Raises UserError for a prompt that is empty, no list of token ids, or leaves no room for an answer."""
+        longest = self.context - 1 if answer else self.context
         if not prompt:
             raise UserError("The prompt is empty.")
-        if len(prompt) >= self.context:
-            raise UserError(f"The prompt has {len(prompt)} tokens; this model reads at most {self.context - 1}.")
-        if min(prompt) < 0 or max(prompt) >= self.tokenizer.vocab_size:
-            raise UserError(f"A token id must lie between 0 and {self.tokenizer.vocab_size - 1}.")
+        if len(prompt) > longest:
+            raise UserError(f"The prompt has {len(prompt)} tokens; this model reads at most {longest}.")
+        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
+            raise UserError(f"A token id must lie between 0 and {self.vocab_size - 1}.")
 
-    def _is_end(self, token: int) -> bool:
-        return token in (self.tokenizer.end_of_text, self.tokenizer.im_end, self.tokenizer.pad)
+    def submit(
+        self, prompt: list[int], sampling: Sampling, sink: Callable[[Step], None] | None = None, score: bool = False
+    ) -> Request:
+        """Hand in a request; `sink` is called with every Step as it comes. With `score` the prompt's own tokens get
+        log-probabilities too, and max_tokens may be 0. Raises UserError for a bad prompt. Thread-safe."""
+        self.check(prompt, answer=sampling.max_tokens > 0)
+        request = Request(list(prompt), sampling, self.tokenizer, self.context - len(prompt), sink, score)
+        with self._lock:
+            self.waiting.append(request)
+        return request
 
-    @torch.inference_mode()
-    def stream(
-        self, prompt_ids: list[int], sampling: Sampling, cancel: threading.Event | None = None
-    ) -> Iterator[Step]:
-        """Continue `prompt_ids`, one Step per token; the last one carries `finish`.
+    def cancel(self, request: Request) -> None:
+        """Stop a request: it gets no further token, and its place is free at the next step. Thread-safe."""
+        request.cancelled.set()
 
-        Raises UserError when the prompt is empty, too long or no token ids.
-        """
-        self._check(prompt_ids)
-        room = min(sampling.max_tokens, self.context - len(prompt_ids))
-        generator = torch.Generator().manual_seed(secrets.randbits(62) if sampling.seed is None else sampling.seed)
-        cache = KVCache(self.model.config, 1, len(prompt_ids) + room)
-        logits = self._forward([prompt_ids], cache)[0]  # (V,)
-        decoder, text, out = Utf8Stream(), "", []
-        longest_stop = max((len(s) for s in sampling.stop), default=0)
-        told = 0
-        for n in range(room):
-            token = draw(penalise(logits, prompt_ids + out, sampling.repetition_penalty), sampling, generator)
-            out.append(token)
-            step = self._step(token, logits, sampling.top_logprobs)
-            ended = self._is_end(token)
-            text += decoder.push(step.bytes, final=ended or n + 1 == room)
-            at = min((i for i in (text.find(s) for s in sampling.stop if s) if i >= 0), default=-1)
-            if ended or at >= 0:
-                step.finish = "stop"
-            elif n + 1 == room:
-                step.finish = "length"
-            elif cancel is not None and cancel.is_set():
-                step.finish = "cancelled"
-            # hold back what may become a stop string
-            end = at if at >= 0 else len(text) if step.finish else max(told, len(text) - max(0, longest_stop - 1))
-            step.text, told = text[told:end], max(told, end)
-            yield step
-            if step.finish:
-                return
-            logits = self._forward([[token]], cache)[0]
+    @property
+    def busy(self) -> bool:
+        return bool(self.slots or self.waiting)
 
-    def _step(self, token: int, logits: Tensor, top: int) -> Step:
-        logprobs = torch.log_softmax(logits.float(), -1)
-        best = []
-        if top:
-            values, index = logprobs.topk(min(top, len(logprobs)))
-            best = [(i, self.tokenizer.token_bytes(i), v) for i, v in zip(index.tolist(), values.tolist(), strict=True)]
-        return Step(token, "", self.tokenizer.token_bytes(token), float(logprobs[token]), best)
-
-    def _forward(self, rows: list[list[int]], cache: KVCache) -> Tensor:
-        """Logits (B, V) after each row; every row has the same number of tokens."""
-        tokens = torch.tensor(rows)  # (B, T)
-        T = tokens.shape[1]
-        positions = torch.arange(cache.length, cache.length + T).unsqueeze(0)
-        mask = torch.zeros(1, 1, T, cache.length + T)
-        mask[..., cache.length :] = causal_mask(T)
-        hidden = self.model(tokens, mask, cache=cache, positions=positions)
-        cache.advance(T)
-        return self.model.logits(hidden[:, -1])
+    # the batch
 
     @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], max_tokens: int = 48, batch: int = 128) -> list[list[int]]:
-        """Greedy continuations of many prompts, without the end token; for examinations.
+    def step(self) -> bool:
+        """One step for everyone; False when there was nothing to do. Not for two threads at once."""
+        self._release()
+        self._admit()
+        if not self.slots:
+            return False
+        self.stats["steps"] += 1
+        fresh = self._read()
+        writing = [s for s in self.slots if not s.reading and s not in fresh]
+        if writing:
+            self._write(writing)
+        self._release()
+        return True
 
-        Prompts are sorted by length and batched with padding on the left, which the mask hides.
-        """
-        answers: list[list[int]] = [[] for _ in prompts]
-        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for at in range(0, len(prompts), batch):
-            part = by_length[at : at + batch]
-            for i, tokens in zip(part, self._greedy([prompts[i] for i in part], max_tokens), strict=True):
-                answers[i] = tokens
-        return answers
+    def _admit(self) -> None:
+        with self._lock:
+            while self.waiting and len(self.slots) < self.rows:
+                ends = [len(r.prompt) + r.room for r in [self.waiting[0], *(s.request for s in self.slots)]]
+                if self.slots and self.cache.bytes(len(self.slots) + 1, max(ends)) > self.cache_bytes:
+                    break
+                request = self.waiting.popleft()
+                if request.cancelled.is_set():
+                    request.finish = "cancelled"
+                    request.sink(Step(-1, "", b"", 0.0, finish="cancelled"))
+                    continue
+                self.slots.append(slot := Slot(request))
+                row = len(self.slots) - 1
+                self.cache.reserve(row + 1, len(request.prompt) + 1)
+                if not request.score:
+                    slot.length = request.cached = self.prefixes.restore(request.prompt, self.cache, row)
 
-    def _greedy(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        for prompt in prompts:
-            self._check(prompt)
-        longest = max(map(len, prompts))
-        pads = torch.tensor([longest - len(p) for p in prompts])  # (B,)
-        tokens = torch.tensor([[self.tokenizer.pad] * (longest - len(p)) + p for p in prompts])
-        cache = KVCache(self.model.config, len(prompts), longest + max_tokens)
-        answers: list[list[int]] = [[] for _ in prompts]
-        alive = list(range(len(prompts)))
-        for _ in range(max_tokens):
-            T = tokens.shape[1]
-            end = cache.length + T
-            query = torch.arange(cache.length, end)  # (T,)
-            key = torch.arange(end)
-            seen = (key <= query.unsqueeze(1)) & (key >= pads.view(-1, 1, 1))  # (B, T, S)
-            seen |= key == query.unsqueeze(1)  # padding sees itself, so that no row is empty
-            mask = torch.zeros(seen.shape).masked_fill_(~seen, -math.inf).unsqueeze(1)
-            positions = (query.unsqueeze(0) - pads.unsqueeze(1)).clamp_min(0)
-            hidden = self.model(tokens, mask, cache=cache, positions=positions)
-            cache.advance(T)
-            choice = self.model.logits(hidden[:, -1]).argmax(-1).tolist()
-            keep = [n for n, token in enumerate(choice) if not self._is_end(token)]
-            for n in keep:
-                answers[alive[n]].append(choice[n])
-            if not keep:
+    def _release(self) -> None:
+        """Take out who has finished; the last rows move into the holes, generating ones before reading ones."""
+        for row in reversed(range(len(self.slots))):
+            slot = self.slots[row]
+            request = slot.request
+            if request.cancelled.is_set() and request.finish is None:
+                request.finish = "cancelled"
+                request.sink(Step(-1, request.held(), b"", 0.0, finish="cancelled"))
+            if request.finish is None:
+                continue
+            if not request.score:
+                known = [*request.prompt, *request.answer][: slot.length]
+                self.prefixes.keep(known, self.cache, row)
+            if not slot.reading:
+                row = self._fill(row, max(i for i, s in enumerate(self.slots) if not s.reading))
+            self._fill(row, len(self.slots) - 1)
+            self.slots.pop()
+        if not self.slots and not self.waiting:
+            self.cache.shrink()
+
+    def _fill(self, hole: int, row: int) -> int:
+        """Move `row` into `hole`; returns the new hole."""
+        if row != hole:
+            self.cache.move(row, hole, self.slots[row].length)
+            self.slots[hole] = self.slots[row]
+        return row
+
+    def _read(self) -> list[Slot]:
+        """Read a part of the prompts; returns the slots whose prompts are read, their first tokens drawn."""
+        first = sum(not s.reading for s in self.slots)
+        group: list[Slot] = []
+        parts: list[list[int]] = []
+        left = CHUNK
+        for slot in self.slots[first:]:
+            part = slot.request.prompt[slot.length : slot.length + left]
+            longest = max([len(part), *map(len, parts)])
+            if not part or longest * (len(group) + 1) > 2 * CHUNK:  # padding would outweigh the texts
                 break
-            if len(keep) < len(alive):
-                rows = torch.tensor(keep)
-                cache.keep(rows)
-                pads, alive = pads[rows], [alive[n] for n in keep]
-            tokens = torch.tensor([[choice[n]] for n in keep])
-        return answers
+            group.append(slot)
+            parts.append(part)
+            left -= len(part)
+        if not group:
+            return []
+        hidden = self._forward(parts, group, first)
+        done = []
+        for b, (slot, part) in enumerate(zip(group, parts, strict=True)):
+            if slot.request.score:
+                self._score(slot, part, hidden[b, : len(part)])
+            slot.length += len(part)
+            self.stats["prompt_tokens"] += len(part)
+            if slot.length == len(slot.request.prompt):
+                done.append((slot, hidden[b, len(part) - 1]))
+        if done:
+            logits = self.runtime.logits(torch.stack([h for _, h in done]))
+            for (slot, _), row in zip(done, logits, strict=True):
+                if slot.request.room <= 0:
+                    slot.request.finish = "length"
+                    slot.request.sink(Step(-1, "", b"", 0.0, finish="length"))
+                else:
+                    slot.request.take(row)
+                    self.stats["generated_tokens"] += 1
+        return [slot for slot, _ in done]
+
+    def _write(self, group: list[Slot]) -> None:
+        """One more token, or several that were guessed and proved right, for everyone who generates."""
+        rooms = [min(self.lookup, s.request.room - len(s.request.answer) - 1) for s in group]
+        guesses = [guess(s.request.prompt, s.request.answer, k) if k > 0 else [] for s, k in zip(group, rooms)]
+        parts = [[s.request.last, *g] for s, g in zip(group, guesses)]
+        hidden = self._forward(parts, group, 0)  # (B, T, D)
+        logits = self.runtime.logits(hidden)  # (B, T, V)
+        best, raw = None, None
+        if all(s.request.easy for s in group):
+            values, best = logits.max(-1)
+            raw = values - logits.logsumexp(-1)
+        for b, (slot, part) in enumerate(zip(group, parts, strict=True)):
+            self.stats["guessed"] += len(part) - 1
+            for t in range(len(part)):
+                slot.length += 1
+                request = slot.request
+                if best is not None and raw is not None:
+                    token = request.take(logits[b, t], int(best[b, t]), float(raw[b, t]))
+                else:
+                    token = request.take(logits[b, t])
+                self.stats["generated_tokens"] += 1
+                # a guess is right when it is what would have been drawn: the answer is the same with and without it
+                if request.finish or t + 1 == len(part) or part[t + 1] != token:
+                    break
+                self.stats["guessed_right"] += 1
+
+    def _forward(self, parts: list[list[int]], group: list[Slot], row: int) -> Tensor:
+        """Hidden states (B, T, D) of the parts, which continue the group's rows."""
+        T = max(map(len, parts))
+        tokens = torch.tensor([p + [0] * (T - len(p)) for p in parts])
+        return self.runtime.forward(tokens, [s.length for s in group], self.cache, row)
+
+    def _score(self, slot: Slot, part: list[int], hidden: Tensor) -> None:
+        """Log-probabilities of the prompt's tokens that follow those of `part`, whose hidden states (T, D) are given."""
+        request = slot.request
+        for at in range(0, len(part), 64):  # a block of logits at a time: (64, V)
+            for t, row in enumerate(self.runtime.logits(hidden[at : at + 64]), start=slot.length + at + 1):
+                if t < len(request.prompt):
+                    token = request.prompt[t]
+                    logprob, top = raw_logprobs(row, token, request.sampling.top_logprobs, self.tokenizer)
+                    data = self.tokenizer.token_bytes(token)
+                    request.scores.append(Step(token, "", data, logprob, logprob, top))
+
+    # whole answers
+
+    def stream(
+        self, prompt: list[int], sampling: Sampling, cancel: threading.Event | None = None
+    ) -> Iterator[Step]:
+        """Continue a prompt, one Step per token; the last one carries `finish`. Raises UserError for a bad prompt."""
+        steps: deque[Step] = deque()
+        request = self.submit(prompt, sampling, steps.append)
+        try:
+            while True:
+                while steps:
+                    yield (step := steps.popleft())
+                    if step.finish:
+                        return
+                if cancel is not None and cancel.is_set():
+                    self.cancel(request)
+                self.step()
+        finally:
+            if request.finish is None:  # the reader has gone
+                self.cancel(request)
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling | None = None) -> list[Request]:
+        """Answer many prompts; greedy by default. The requests hold answer ids, steps and finish, in order."""
+        sampling = sampling or Sampling(temperature=0.0, max_tokens=48)
+        requests = [self.submit(p, sampling) for p in prompts]
+        while any(r.finish is None for r in requests):
+            self.step()
+        return requests
 
     def answer(self, messages: Sequence[dict[str, str]], sampling: Sampling | None = None) -> str:
         """The whole answer to a conversation."""

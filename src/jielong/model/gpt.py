@@ -1,5 +1,8 @@
 """The one GPT: a decoder-only transformer of the Qwen3 family (RMSNorm, RoPE, QK-norm, SwiGLU, grouped queries).
 
+The same class is GPT-2 (LayerNorm, learned positions, GELU, biases), Llama (no QK-norm, Llama 3's rope scaling) and
+Qwen2 (biases on q, k and v), by its ModelConfig.
+
 Weights are float32; the forward pass runs in the dtype that the caller names (bfloat16 where the processor has it).
 Attention is a plain product of matrices: on the CPU and for rows of a few hundred tokens its backward pass is
 faster than the fused kernel (docs/log.md).
@@ -18,19 +21,29 @@ from torch import Tensor, nn
 
 from jielong.config import ModelConfig
 from jielong.errors import UserError
-from jielong.model.cache import KVCache
 from jielong.model.kernels import rms_norm, rotate, squared_relu, swiglu
 
 
-class Linear(nn.Module):
-    """y = x Wᵀ without bias; W is kept in float32 and cast to the dtype of x."""
+Rope = tuple[Tensor, Tensor]  # cosines and sines
 
-    def __init__(self, d_in: int, d_out: int):
+
+class Linear(nn.Module):
+    """y = x Wᵀ (+ b); the weights are kept in float32 and cast to the dtype of x."""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self)
+
+
+def linear(x: Tensor, *layers: Linear) -> Tensor:
+    """One product for several layers that read the same x, their outputs side by side: the casts make copies anyway."""
+    weight = layers[0].weight if len(layers) == 1 else torch.cat([a.weight for a in layers])
+    biases = [a.bias for a in layers if a.bias is not None]
+    return F.linear(x, weight.to(x.dtype), torch.cat(biases).to(x.dtype) if biases else None)
 
 
 class RMSNorm(nn.Module):
@@ -45,33 +58,45 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class LayerNorm(nn.Module):
+    """(x − mean) / std · g + b (Ba et al. 2016), as in GPT-2."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def norm_layer(config: ModelConfig) -> nn.Module:
+    return (RMSNorm if config.norm == "rms" else LayerNorm)(config.width, config.norm_eps)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al. 2023) and normalised queries and keys."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.q = Linear(config.width, config.heads * config.head_dim)
-        self.k = Linear(config.width, config.kv_heads * config.head_dim)
-        self.v = Linear(config.width, config.kv_heads * config.head_dim)
-        self.o = Linear(config.heads * config.head_dim, config.width)
+        self.q = Linear(config.width, config.heads * config.head_dim, config.qkv_bias)
+        self.k = Linear(config.width, config.kv_heads * config.head_dim, config.qkv_bias)
+        self.v = Linear(config.width, config.kv_heads * config.head_dim, config.qkv_bias)
+        self.o = Linear(config.heads * config.head_dim, config.width, config.bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
         B, T, _ = x.shape
         H, G, d = self.heads, self.kv_heads, self.head_dim
-        # one product for q, k and v: the casts make the copies anyway
-        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight]).to(x.dtype)  # ((H+2G)d, D)
-        qkv = F.linear(x, weight).view(B, T, H + 2 * G, d)
+        qkv = linear(x, self.q, self.k, self.v).view(B, T, H + 2 * G, d)
         q, k, v = qkv.split([H, G, G], dim=2)
-        q = rotate(self.q_norm(q), *rope).transpose(1, 2)  # (B, H, T, d)
-        k = rotate(self.k_norm(k), *rope).transpose(1, 2)  # (B, G, T, d)
-        v = v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)  # (B, G, S, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, d), (B, G, T, d) twice
         if G != H:
             k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
         scores = (q * d**-0.5) @ k.transpose(-1, -2) + mask  # (B, H, T, S)
@@ -80,35 +105,34 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020) or squared ReLU (So et al. 2021)."""
+    """SwiGLU (Shazeer 2020), squared ReLU (So et al. 2021) or GELU in its tanh form (Hendrycks & Gimpel 2016)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.kind = config.mlp
         if self.kind == "swiglu":
-            self.gate = Linear(config.width, config.mlp_width)
-        self.up = Linear(config.width, config.mlp_width)
-        self.down = Linear(config.mlp_width, config.width)
+            self.gate = Linear(config.width, config.mlp_width, config.bias)
+        self.up = Linear(config.width, config.mlp_width, config.bias)
+        self.down = Linear(config.mlp_width, config.width, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "relu2":
             return self.down(squared_relu(self.up(x)))
-        both = F.linear(x, torch.cat([self.gate.weight, self.up.weight]).to(x.dtype))  # (B, T, 2M)
-        return self.down(swiglu(both))
+        if self.kind == "gelu":
+            return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(swiglu(linear(x, self.gate, self.up)))  # (B, T, 2M) → (B, T, M)
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = norm_layer(config)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = norm_layer(config)
         self.mlp = FeedForward(config)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer)
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -120,8 +144,9 @@ class GPT(nn.Module):
         check_shape(config)
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.places = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = norm_layer(config)
         self.head = None if config.tied else Linear(config.width, config.vocab_size)
 
     @property
@@ -134,21 +159,22 @@ class GPT(nn.Module):
         tokens: Tensor,
         mask: Tensor,
         dtype: torch.dtype = torch.float32,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm.
 
-        tokens (B, T) int64; mask (B, 1, T, S) additive, 0 where a query may look and -inf elsewhere; positions
-        (B, T), by default 0…T-1. With a cache, S counts the cached positions too.
+        tokens (B, T) int64; mask (B or 1, 1, T, T) additive, 0 where a query may look and -inf elsewhere.
         """
-        x = self.embedding(tokens).to(dtype)  # (B, T, D)
-        if positions is None:
-            positions = torch.arange(tokens.shape[1]).unsqueeze(0)
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        x = self.embedding(tokens)  # (B, T, D)
+        positions = torch.arange(tokens.shape[1]).unsqueeze(0)
+        rope = None
+        if self.places is not None:
+            x = x + self.places(positions)
+        else:
+            rope = rope_tables(positions, self.config, dtype)
+        x = x.to(dtype)
         mask = mask.to(dtype)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rope, mask, cache, layer)
+        for block in self.blocks:
+            x = block(x, rope, mask)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -163,12 +189,12 @@ class GPT(nn.Module):
         """
         for name, p in self.named_parameters():
             if p.ndim == 1:
-                nn.init.ones_(p)
+                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
             elif name.endswith(("attention.o.weight", "mlp.down.weight")):
                 nn.init.zeros_(p)
             else:
                 generator = torch.Generator().manual_seed(_key(seed, name))
-                if name.startswith("embedding"):
+                if name.startswith(("embedding", "places")):
                     std = 0.02 if self.config.tied else 1.0
                 elif name.startswith("head"):
                     std = 0.002
@@ -193,16 +219,26 @@ def check_shape(c: ModelConfig) -> None:
         raise UserError(f"heads ({c.heads}) must be a multiple of kv-heads ({c.kv_heads}).")
     if c.head_dim % 2:
         raise UserError(f"head-dim ({c.head_dim}) must be even: rotary positions turn pairs of numbers.")
-    if c.mlp not in ("swiglu", "relu2"):
-        raise UserError(f"mlp must be swiglu or relu2, not {c.mlp!r}.")
+    for name, known in (("mlp", ("swiglu", "relu2", "gelu")), ("norm", ("rms", "layer")), ("positions", ("rope", "learned"))):
+        if getattr(c, name) not in known:
+            raise UserError(f"{name} must be {' or '.join(known)}, not {getattr(c, name)!r}.")
     if min(c.vocab_size, c.context, c.layers, c.width, c.heads, c.head_dim, c.mlp_width) < 1:
         raise UserError("Every size of the model must be at least 1.")
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (B or 1, T, 1, d/2) of RoPE (Su et al. 2021), angles in float32."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (d/2,)
-    angle = positions.float().unsqueeze(-1) * frequency  # (B, T, d/2)
+def rope_frequencies(c: ModelConfig) -> Tensor:
+    """(d/2,) radians per token of RoPE (Su et al. 2021), slow ones stretched as in Llama 3.1 (Dubey et al. 2024)."""
+    frequency = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
+    if c.rope_factor == 1:
+        return frequency
+    turns = c.rope_original * frequency / (2 * math.pi)  # within the original context
+    keep = ((turns - c.rope_low) / (c.rope_high - c.rope_low)).clamp(0, 1)
+    return frequency * (keep + (1 - keep) / c.rope_factor)
+
+
+def rope_tables(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> Rope:
+    """cos and sin (B or 1, T, 1, d/2) of the rotary positions (B or 1, T), angles in float32."""
+    angle = positions.float().unsqueeze(-1) * rope_frequencies(config)  # (B, T, d/2)
     return angle.cos().to(dtype).unsqueeze(2), angle.sin().to(dtype).unsqueeze(2)
 
 
@@ -228,25 +264,39 @@ def _key(seed: int, name: str) -> int:
 
 def save_model(model: GPT, folder: Path) -> None:
     """model.safetensors and model.json."""
+    save_state(model.config, model.state_dict(), folder)
+
+
+def save_state(config: ModelConfig, state: dict[str, Tensor], folder: Path) -> None:
+    """The same from a state dict in any dtype."""
     from safetensors.torch import save_file
 
     from jielong.run import plain, write_atomic
 
-    state = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().contiguous() for k, v in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    write_atomic(folder / "model.json", json.dumps(plain(model.config), indent=1))
+    write_atomic(folder / "model.json", json.dumps(plain(config), indent=1))
 
 
 def load_model(folder: Path) -> GPT:
     """The model of an artifact. Raises UserError when its files do not fit together."""
-    from safetensors.torch import load_file
-
     try:
-        config = ModelConfig(**json.loads((folder / "model.json").read_text(encoding="utf-8")))
-        model = GPT(config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model = GPT(read_shape(folder))
+        model.load_state_dict(load_state(folder))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"The model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     return model
+
+
+def read_shape(folder: Path) -> ModelConfig:
+    """The shape of an artifact's model."""
+    return ModelConfig(**json.loads((folder / "model.json").read_text(encoding="utf-8")))
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """The weights of an artifact, in the dtypes in which they are stored."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")

@@ -1,8 +1,11 @@
-"""The chat template (ChatML, as Qwen uses it) and its loss mask."""
+"""Chat templates and their loss mask: ChatML, as Qwen uses it, for home-grown models; an imported model's own Jinja."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jielong.errors import UserError
@@ -10,11 +13,18 @@ from jielong.tokens.tokenizer import IM_END, IM_START, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 
-# the same template for the tools that read tokenizer_config.json
+# ChatML for the tools that read tokenizer_config.json
 JINJA = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# for imported models that never learnt to chat (GPT-2)
+PLAIN = (
+    "{% for m in messages %}{{ m['role'] | capitalize + ': ' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+GUARD = "\ue000"  # a private character; it keeps a user's text from being read as a special token
 
 
 def check_messages(messages: Any) -> None:
@@ -31,8 +41,13 @@ def check_messages(messages: Any) -> None:
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False
 ) -> tuple[list[int], list[bool]]:
-    """Token ids, and for each whether it is to be learnt: the assistant's words and the end of its turn."""
+    """Token ids, and for each whether it is to be learnt: the assistant's words and the end of its turn.
+
+    Raises UserError for messages that are none, or that the model's own template refuses.
+    """
     check_messages(messages)
+    if tokenizer.imported:
+        return _encode_template(tokenizer, messages, add_generation_prompt)
     ids: list[int] = []
     learn: list[bool] = []
     newline = tokenizer.encode("\n")
@@ -51,6 +66,82 @@ def encode_chat(
     return ids, learn
 
 
+def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+    """The conversation as the imported model's template writes it; special tokens within contents carry GUARD."""
+    specials = _special_names(tokenizer)
+    guarded = [{"role": m["role"], "content": _guard(m["content"], specials)} for m in messages]
+    try:
+        return _template(tokenizer.template or PLAIN).render(
+            messages=guarded,
+            add_generation_prompt=add_generation_prompt,
+            **{k: tokenizer.settings.get(k) or "" for k in ("bos_token", "eos_token", "pad_token", "unk_token")},
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"The model's chat template refuses this conversation: {error}") from error
+
+
+def _encode_template(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, str]], add_generation_prompt: bool
+) -> tuple[list[int], list[bool]]:
+    text = render(tokenizer, messages, add_generation_prompt)
+    # an answer is what the template adds to the prompt that asks for it, up to and with the token that ends it
+    answers = []
+    for n, message in enumerate(messages):
+        if message["role"] == "assistant" and n:
+            start = render(tokenizer, messages[:n], True)
+            if text.startswith(start):
+                answers.append((len(start), len(render(tokenizer, messages[: n + 1], False))))
+    ids: list[int] = []
+    learn: list[bool] = []
+    at = 0
+    for piece in text.split(GUARD):  # almost always one piece
+        tokens, spans = tokenizer.encode_spans(piece)
+        ids += tokens
+        learn += [any(a <= at + start and at + end <= b for a, b in answers) for start, end in spans]
+        at += len(piece) + len(GUARD)
+    for n in range(len(ids) - 1, -1, -1):  # what the template writes after the end of an answer is not learnt
+        if learn[n] and ids[n] not in tokenizer.ends and any(i in tokenizer.ends for i in _before(ids, learn, n)):
+            learn[n] = False
+    return ids, learn
+
+
+def _before(ids: list[int], learn: list[bool], n: int) -> list[int]:
+    """The learnt tokens directly before position n."""
+    start = n
+    while start and learn[start - 1]:
+        start -= 1
+    return ids[start:n]
+
+
+@lru_cache(maxsize=8)
+def _template(source: str) -> Any:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise UserError(f"The model's chat template refuses this conversation: {message}")
+
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env.globals["raise_exception"] = refuse
+    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return env.from_string(source)
+    except Exception as error:
+        raise UserError(f"The model's chat template cannot be read: {error}") from error
+
+
+def _special_names(tokenizer: Tokenizer) -> tuple[str, ...]:
+    return tuple(t.content for t in tokenizer.rust.get_added_tokens_decoder().values() if t.special)
+
+
+def _guard(text: str, specials: tuple[str, ...]) -> str:
+    text = text.replace(GUARD, "")
+    if not any(s in text for s in specials):
+        return text
+    return re.sub("|".join(map(re.escape, specials)), lambda m: m[0][0] + GUARD + m[0][1:], text)
+
+
 def fit(tokenizer: Tokenizer, messages: list[dict[str, str]], longest: int) -> list[dict[str, str]]:
     """Drop the oldest turns (a system message stays) until the prompt has at most `longest` tokens."""
     system = [m for m in messages[:1] if m["role"] == "system"]
@@ -62,4 +153,4 @@ def fit(tokenizer: Tokenizer, messages: list[dict[str, str]], longest: int) -> l
     return system + turns
 
 
-__all__ = ["IM_END", "IM_START", "JINJA", "check_messages", "encode_chat", "fit"]
+__all__ = ["IM_END", "IM_START", "JINJA", "PLAIN", "check_messages", "encode_chat", "fit", "render"]

@@ -8,11 +8,14 @@ need the dictionary.
 
 from __future__ import annotations
 
+import json
+import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jielong.config import TokenizerConfig
 from jielong.errors import UserError
@@ -24,61 +27,132 @@ if TYPE_CHECKING:
 
 END_OF_TEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL = (END_OF_TEXT, IM_START, IM_END, PAD)
+SETTINGS = "tokenizer_config.json"
 SMALLEST = 256 + len(SPECIAL)
 TRAINING_CHARS = 6_000_000
 
 
 class Tokenizer:
-    """A trained vocabulary."""
+    """A vocabulary: home-grown, or imported with the settings that its makers ship beside it.
 
-    def __init__(self, rust: RustTokenizer):
+    `settings` are the fields of a Hugging Face tokenizer_config.json that matter here: chat_template, bos_token,
+    eos_token, pad_token, and `ends`, the ids that end an answer. A home-grown vocabulary needs none.
+    """
+
+    def __init__(self, rust: RustTokenizer, settings: dict[str, Any] | None = None):
         self.rust = rust
-        self.vocab_size: int = rust.get_vocab_size()
+        self.settings = settings or {}
+        self._lock = threading.Lock()  # the Rust object reads its mode, special tokens or not, from a field
         vocab = rust.get_vocab(with_added_tokens=True)
-        missing = [t for t in SPECIAL if t not in vocab]
-        if missing:
-            raise UserError(f"The tokenizer lacks {missing[0]}; make it with `jielong tokenizer`.")
-        self.end_of_text, self.im_start, self.im_end, self.pad = (int(vocab[t]) for t in SPECIAL)
+        self.vocab_size: int = max(vocab.values()) + 1
+        self._added = {i: (t.content, t.special) for i, t in rust.get_added_tokens_decoder().items()}
+        self.template: str | None = self.settings.get("chat_template")
+        self.imported = bool(self.settings)
+        if not self.imported:
+            missing = [t for t in SPECIAL if t not in vocab]
+            if missing:
+                raise UserError(f"The tokenizer lacks {missing[0]}; make it with `jielong tokenizer`.")
+            self.end_of_text, self.im_start, self.im_end, self.pad = (int(vocab[t]) for t in SPECIAL)
+            self.begin: int | None = None
+            self.ends = frozenset({self.end_of_text, self.im_end, self.pad})
+            return
+        eos = vocab.get(self.settings.get("eos_token") or END_OF_TEXT)
+        if eos is None:
+            raise UserError("The tokenizer names no token that ends a text (eos_token in tokenizer_config.json).")
+        self.end_of_text = int(eos)
+        self.begin = vocab.get(self.settings.get("bos_token") or "")
+        self.pad = int(vocab.get(self.settings.get("pad_token") or "", eos))
+        self.im_start, self.im_end = -1, self.end_of_text
+        self.ends = frozenset({self.end_of_text, *self.settings.get("ends", ())})
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Read tokenizer.json. Raises UserError when it cannot be read."""
+        """Read tokenizer.json and, where it lies beside it, tokenizer_config.json. Raises UserError when it cannot."""
         from tokenizers import Tokenizer as RustTokenizer
 
+        beside = path.with_name(SETTINGS)
         try:
-            return cls(RustTokenizer.from_file(str(path)))
+            settings = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+            return cls(RustTokenizer.from_file(str(path)), settings)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"The tokenizer {path} cannot be read: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; text that looks like a special token stays text."""
-        return self.rust.encode(text, add_special_tokens=False).ids
+    def save(self, folder: Path) -> None:
+        """tokenizer.json and, for an imported one, tokenizer_config.json."""
+        self.rust.save(str(folder / "tokenizer.json"))
+        if self.imported:
+            text = json.dumps(self.settings, ensure_ascii=False, indent=1)
+            (folder / SETTINGS).write_text(text, encoding="utf-8")
+
+    def encode(self, text: str, markup: bool = False) -> list[int]:
+        """Token ids of text; what looks like a special token stays text unless `markup`."""
+        return self._encode([text], markup)[0].ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self.rust.encode_batch(texts, add_special_tokens=False)]
+        return [e.ids for e in self._encode(texts, False)]
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of text with markup, and for each the characters [start, end) that it stands for."""
+        found = self._encode([text], True)[0]
+        return found.ids, found.offsets
+
+    def _encode(self, texts: list[str], markup: bool) -> list[Any]:
+        with self._lock:
+            self.rust.encode_special_tokens = not markup
+            if len(texts) == 1:
+                return [self.rust.encode(texts[0], add_special_tokens=False)]
+            return self.rust.encode_batch(texts, add_special_tokens=False)
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued: with the token that begins a text, where the vocabulary's makers use one."""
+        ids = self.encode(text)
+        return [self.begin, *ids] if self.begin is not None and self.settings.get("add_bos_token") else ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; special tokens are left out and broken characters become U+FFFD."""
-        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+        text = b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._spaced else text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for; empty for special tokens."""
-        return self._bytes[token_id]
+        """The bytes that one token stands for; empty for special tokens and unused ids."""
+        return self._bytes[token_id] if token_id < len(self._bytes) else b""
 
     def name(self, token_id: int) -> str:
         """A special token's own name, or the token's text."""
-        return self._bytes[token_id].decode("utf-8", "replace") or str(self.rust.id_to_token(token_id))
+        return self.token_bytes(token_id).decode("utf-8", "replace") or str(self.rust.id_to_token(token_id))
+
+    @cached_property
+    def _spaced(self) -> bool:
+        """A SentencePiece vocabulary writes a space before the first word, which decoding takes away."""
+        decoder = json.dumps(json.loads(self.rust.to_str()).get("decoder"), ensure_ascii=False)
+        return "\u2581" in decoder
 
     @cached_property
     def _bytes(self) -> list[bytes]:
         back = {c: b for b, c in byte_alphabet().items()}
-        table = []
-        for i in range(self.vocab_size):
-            token = self.rust.id_to_token(i)
-            table.append(b"" if token is None or token in SPECIAL else bytes(back[c] for c in token))
-        return table
+        return [self._bytes_of(i, back) for i in range(self.vocab_size)]
+
+    def _bytes_of(self, token_id: int, back: dict[str, int]) -> bytes:
+        if token_id in self._added:
+            content, special = self._added[token_id]
+            return b"" if special else content.encode()
+        token = self.rust.id_to_token(token_id)
+        if token is None:
+            return b""
+        if not self._spaced:
+            return bytes(back[c] for c in token)
+        if len(token) == 6 and token.startswith("<0x"):  # a byte that the vocabulary has no piece for
+            return bytes([int(token[3:5], 16)])
+        return token.replace("\u2581", " ").encode()
+
+
+def copy_tokenizer(file: Path, folder: Path) -> None:
+    """Copy tokenizer.json, and the settings beside it, into `folder`."""
+    for path in (file, file.with_name(SETTINGS)):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
 
 
 def byte_alphabet() -> dict[int, str]:

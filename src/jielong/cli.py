@@ -16,6 +16,7 @@ from jielong.config import (
     ExportConfig,
     FinetuneConfig,
     ImportConfig,
+    KeyConfig,
     PretrainConfig,
     RaiseConfig,
     ReportConfig,
@@ -35,10 +36,12 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "chat": (ChatConfig, "talk in the terminal"),
     "serve": (ServeConfig, "the web page and the API"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
+    "key": (KeyConfig, "an API key, for serving to others"),
     "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
-WITH_RUN = {"raise", "chat", "serve", "import", "export"}  # their settings have `run` already
+WITH_RUN = {"raise", "chat", "serve", "import", "export", "key"}  # nothing need be added to their settings
 POSITIONAL = {"import": "source", "export": "run"}
+REPEATED = {"serve": "model"}  # --model A --model B
 
 
 def usage() -> str:
@@ -103,10 +106,14 @@ def dispatch(name: str, args: list[str]) -> int:
     from jielong.run import Run
 
     run = Run(run_path)
-    if name in ("import", "export"):
+    if name == "key":
+        from jielong.serve.keys import make_key
+
+        print(make_key(config.keys, config.name))
+    elif name in ("import", "export"):
         from jielong import convert
 
-        print(convert.run_import(config) if name == "import" else convert.run_export(config))
+        print(convert.run_import(config).path if name == "import" else convert.run_export(config))
     elif name == "raise":
         from jielong.life import raise_
 
@@ -116,7 +123,7 @@ def dispatch(name: str, args: list[str]) -> int:
 
         chat(config, run)
     elif name == "serve":
-        from jielong.serve.app import run as serve
+        from jielong.serve.stage import run as serve
 
         serve(config, run)
     else:
@@ -159,11 +166,11 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     import tyro
 
     config_type, text = COMMANDS[name]
-    if name in POSITIONAL:
-        config_type = _positional(config_type, POSITIONAL[name])
+    if name in POSITIONAL or name in REPEATED:
+        config_type = _marked(config_type, POSITIONAL.get(name), REPEATED.get(name))
     if name in WITH_RUN:
         config: Any = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
-        return config, config.run or DEFAULT_RUN
+        return config, getattr(config, "run", None) or DEFAULT_RUN
     # the stage's settings and, beside them, the run's folder
     folder: Any = Annotated[Path, tyro.conf.arg(help="The run's folder.")]
     options = make_dataclass("Options", [("run", folder, field(default=DEFAULT_RUN))], bases=(config_type,))
@@ -171,13 +178,17 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
 
 
-def _positional(config_type: type, name: str) -> type:
-    """The same settings, with field `name` given by its place."""
+def _marked(config_type: type, positional: str | None, repeated: str | None) -> type:
+    """The same settings, with one field given by its place, or one option that may be repeated."""
+    from typing import get_type_hints
+
     import tyro
 
+    name = positional or str(repeated)
+    mark = tyro.conf.Positional if positional else tyro.conf.UseAppendAction
+    kind: Any = Annotated[get_type_hints(config_type)[name], mark]
     first = next(f for f in fields(config_type) if f.name == name)
-    kind: Any = Annotated[first.type, tyro.conf.Positional]
-    return make_dataclass(config_type.__name__, [(name, kind)], bases=(config_type,))
+    return make_dataclass(config_type.__name__, [(name, kind, field(default=first.default))], bases=(config_type,))
 
 
 if __name__ == "__main__":

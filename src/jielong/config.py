@@ -228,16 +228,42 @@ class ServeConfig:
 
     run: Path = DEFAULT_RUN
     """The run's folder."""
-    model: str = ""
-    """Artifact to serve; by default sft, or base where there is no sft."""
+    model: tuple[str, ...] = ()
+    """Model to serve, repeatable: NAME=RUN, NAME=RUN:ARTIFACT, or an artifact of --run; by default sft, else base."""
     host: str = "127.0.0.1"
-    """Address to listen on; only loopback addresses."""
+    """Address to listen on. Any but a loopback address demands an API key (`jielong key`)."""
     port: int | None = None
     """Port; by default 8000 or the next free one."""
     open: bool = True
     """Open the page in a browser where there is a display."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Numbers to compute with; auto = bf16 where the processor has it, else fp32. int8 stores matrices as bytes."""
+    lookup: int = 0
+    """Tokens to guess from the text so far and verify in one pass; 0 = none."""
+    rows: int = 32
+    """Requests that are answered at the same time."""
+    waiting: int = 64
+    """Requests that may wait beside them; one more is answered 429."""
+    connections: int = 512
+    """Open connections; one more is answered 503."""
+    keys: Path = Path("runs/keys.json")
+    """Hashes of the API keys."""
+    require_key: bool = False
+    """Demand a key on a loopback address too."""
+    origin: tuple[str, ...] = ()
+    """Web sites whose scripts may call the API (CORS), for example https://chat.example.org; none by default."""
     threads: int = 0
     """CPU threads; 0 = all cores."""
+
+
+@dataclass
+class KeyConfig:
+    """Make an API key; it is shown once, and its hash is kept."""
+
+    keys: Path = Path("runs/keys.json")
+    """File of the hashes."""
+    name: str = "default"
+    """Whose key it is."""
 
 
 @dataclass

@@ -39,12 +39,18 @@ def run_import(config: ImportConfig) -> Artifact:
         model.load_state_dict(state)  # proves that every tensor is there and has its shape
         save_state(shape, state, build.path)
         tokenizer.save(build.path)
-        build.metrics = {"parameters": model.parameter_count(), "source": config.source, "chat": bool(tokenizer.template)}
+        build.metrics = {
+            "parameters": model.parameter_count(),
+            "source": config.source,
+            "chat": bool(tokenizer.template),
+        }
     return build.artifact
 
 
 def _name(source: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", Path(source.rstrip("/")).name.removesuffix(".gguf")).strip("-.").lower() or "imported"
+    return (
+        re.sub(r"[^\w.-]+", "-", Path(source.rstrip("/")).name.removesuffix(".gguf")).strip("-.").lower() or "imported"
+    )
 
 
 def locate(source: str) -> Path:
@@ -119,7 +125,9 @@ def run_export(config: ExportConfig) -> Path:
     dtype = config.dtype
     if dtype == "auto":
         kinds = {str(t.dtype) for t in state.values()}
-        dtype = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(kinds.pop(), "fp32") if len(kinds) == 1 else "fp32"
+        dtype = (
+            {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(kinds.pop(), "fp32") if len(kinds) == 1 else "fp32"
+        )
     tokenizer = Tokenizer.load(artifact.file("tokenizer.json"))
     ending = ".gguf" if config.to == "gguf" else "-hf"
     out = config.out or run.path / f"{run.path.resolve().name}-{name}{'' if dtype == 'fp32' else '-' + dtype}{ending}"

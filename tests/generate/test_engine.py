@@ -13,7 +13,13 @@ from jielong.generate.request import TextStream, Utf8Stream
 from jielong.generate.sampling import Sampling, distribution, draw, shape_logits
 from jielong.model.gpt import causal_mask
 
-TEXTS = ("The capital", "法國的首都是", "People in Japan speak", "T", "The capital of France is Paris. The capital of France")
+TEXTS = (
+    "The capital",
+    "法國的首都是",
+    "People in Japan speak",
+    "T",
+    "The capital of France is Paris. The capital of France",
+)
 
 
 @pytest.fixture
@@ -100,7 +106,9 @@ def test_an_answer_does_not_depend_on_its_neighbours(engine, prompts):
     assert [r.answer for r in requests] == alone
     narrow = Engine.__new__(Engine)
     narrow.__dict__.update(engine.__dict__, rows=2, slots=[])
-    assert [r.answer for r in (narrow.submit(p, s) for p, s in zip(prompts, sampling, strict=True)) if _drain(narrow)] == alone
+    assert [
+        r.answer for r in (narrow.submit(p, s) for p, s in zip(prompts, sampling, strict=True)) if _drain(narrow)
+    ] == alone
 
 
 def _drain(engine):
@@ -111,7 +119,10 @@ def _drain(engine):
 
 def test_guessing_changes_no_token(model, tokenizer, prompts):
     plain, guessing = Engine(model, tokenizer), Engine(model, tokenizer, lookup=4)
-    for sampling in (Sampling(temperature=0, max_tokens=30), Sampling(temperature=1.2, top_p=0.9, seed=4, max_tokens=30)):
+    for sampling in (
+        Sampling(temperature=0, max_tokens=30),
+        Sampling(temperature=1.2, top_p=0.9, seed=4, max_tokens=30),
+    ):
         a, b = plain.generate(prompts, sampling), guessing.generate(prompts, sampling)
         assert [r.answer for r in a] == [r.answer for r in b]
         for request in b:

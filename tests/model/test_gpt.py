@@ -45,7 +45,9 @@ def test_saved_model_is_the_same(model, tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 3, "kv_heads": 2}, {"head_dim": 7}, {"mlp": "tanh"}, {"norm": "batch"}, {"layers": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"heads": 3, "kv_heads": 2}, {"head_dim": 7}, {"mlp": "tanh"}, {"norm": "batch"}, {"layers": 0}]
+)
 def test_impossible_shapes_are_refused(wrong):
     with pytest.raises(UserError):
         GPT(ModelConfig(**wrong))

@@ -81,12 +81,14 @@ class Engine:
     @classmethod
     def load(cls, folder: Path | str, threads: int = 0, **options: Any) -> Engine:
         """The engine of a base, imported or fine-tuned artifact. Raises UserError when it is damaged."""
-        from jielong.train.loop import use_threads
+        from jielong.train.loop import has_bf16, use_threads
 
         folder = Path(folder)
         artifact = Artifact(folder)
         artifact.verify()
         use_threads(threads)
+        if options.get("precision") == "auto":
+            options["precision"] = "bf16" if has_bf16() else "fp32"
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         chat = artifact.card["kind"] == "sft" or tokenizer.template is not None
         return cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
@@ -122,6 +124,27 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """Stop a request: it gets no further token, and its place is free at the next step. Thread-safe."""
         request.cancelled.set()
+
+    def fail(self, problem: Exception) -> None:
+        """End every request with finish "error" and begin with an empty batch, after a step that raised."""
+        with self._lock:
+            requests = [*(s.request for s in self.slots), *self.waiting]
+            self.slots, self.waiting = [], deque()
+        self.cache, self.prefixes = self.runtime.cache(), PrefixCache(self.prefixes.limit)
+        for request in requests:
+            if request.finish is None:
+                request.error, request.finish = problem, "error"
+                request.sink(Step(-1, "", b"", 0.0, finish="error"))
+
+    @torch.inference_mode()
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Mean of the last hidden states over the tokens of each prompt, of length 1: (B, D) float32."""
+        vectors = []
+        for prompt in prompts:
+            self.check(prompt, answer=False)
+            hidden = self.runtime.forward(torch.tensor([list(prompt)]), [0], self.runtime.cache())  # (1, T, D)
+            vectors.append(torch.nn.functional.normalize(hidden[0].float().mean(0), dim=0))
+        return torch.stack(vectors)
 
     @property
     def busy(self) -> bool:
@@ -269,9 +292,7 @@ class Engine:
 
     # whole answers
 
-    def stream(
-        self, prompt: list[int], sampling: Sampling, cancel: threading.Event | None = None
-    ) -> Iterator[Step]:
+    def stream(self, prompt: list[int], sampling: Sampling, cancel: threading.Event | None = None) -> Iterator[Step]:
         """Continue a prompt, one Step per token; the last one carries `finish`. Raises UserError for a bad prompt."""
         steps: deque[Step] = deque()
         request = self.submit(prompt, sampling, steps.append)

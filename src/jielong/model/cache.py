@@ -32,7 +32,9 @@ class KVCache:
     allocated ahead, doubling rows and whole blocks of positions, and given back when nobody needs them.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, rows: int = 1, positions: int = 4 * BLOCK):
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype = torch.float32, rows: int = 1, positions: int = 4 * BLOCK
+    ):
         self.config, self.dtype = config, dtype
         self.rows, self.positions = 0, 0
         self.keys: list[Tensor] = []
@@ -77,7 +79,9 @@ class KVCache:
     def read(self, row: int, start: int) -> Span:
         """A copy of the block of `row` that begins at position `start`."""
         part = slice(start, start + BLOCK)
-        return Span(torch.stack([t[row, :, part] for t in self.keys]), torch.stack([t[row, :, part] for t in self.values]))
+        return Span(
+            torch.stack([t[row, :, part] for t in self.keys]), torch.stack([t[row, :, part] for t in self.values])
+        )
 
     def write(self, row: int, start: int, span: Span) -> None:
         """Put a block into a row."""

@@ -57,7 +57,9 @@ class GGUF:
         found = {}
         for t in self.reader.tensors:
             if t.tensor_type.name not in READABLE:
-                raise UserError(f"{self.path}: {t.name} has the type {t.tensor_type.name}; readable are {', '.join(READABLE)}.")
+                raise UserError(
+                    f"{self.path}: {t.name} has the type {t.tensor_type.name}; readable are {', '.join(READABLE)}."
+                )
             values = np.asarray(dequantize(t.data, t.tensor_type), dtype=np.float32)
             found[t.name] = torch.from_numpy(values.reshape([int(n) for n in reversed(t.shape)]).copy())
         return found

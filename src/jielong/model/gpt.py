@@ -23,7 +23,6 @@ from jielong.config import ModelConfig
 from jielong.errors import UserError
 from jielong.model.kernels import rms_norm, rotate, squared_relu, swiglu
 
-
 Rope = tuple[Tensor, Tensor]  # cosines and sines
 
 
@@ -41,8 +40,8 @@ class Linear(nn.Module):
 
 def linear(x: Tensor, *layers: Linear) -> Tensor:
     """One product for several layers that read the same x, their outputs side by side: the casts make copies anyway."""
-    weight = layers[0].weight if len(layers) == 1 else torch.cat([a.weight for a in layers])
-    biases = [a.bias for a in layers if a.bias is not None]
+    weight: Tensor = layers[0].weight if len(layers) == 1 else torch.cat(tuple(a.weight for a in layers))
+    biases = tuple(a.bias for a in layers if a.bias is not None)
     return F.linear(x, weight.to(x.dtype), torch.cat(biases).to(x.dtype) if biases else None)
 
 
@@ -219,7 +218,11 @@ def check_shape(c: ModelConfig) -> None:
         raise UserError(f"heads ({c.heads}) must be a multiple of kv-heads ({c.kv_heads}).")
     if c.head_dim % 2:
         raise UserError(f"head-dim ({c.head_dim}) must be even: rotary positions turn pairs of numbers.")
-    for name, known in (("mlp", ("swiglu", "relu2", "gelu")), ("norm", ("rms", "layer")), ("positions", ("rope", "learned"))):
+    for name, known in (
+        ("mlp", ("swiglu", "relu2", "gelu")),
+        ("norm", ("rms", "layer")),
+        ("positions", ("rope", "learned")),
+    ):
         if getattr(c, name) not in known:
             raise UserError(f"{name} must be {' or '.join(known)}, not {getattr(c, name)!r}.")
     if min(c.vocab_size, c.context, c.layers, c.width, c.heads, c.head_dim, c.mlp_width) < 1:

@@ -41,7 +41,9 @@ def _refuse(raw: dict[str, Any], **supported: Any) -> None:
 
 def _gpt2(raw: dict[str, Any]) -> ModelConfig:
     if raw.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise UserError(f"config.json has activation_function = {raw['activation_function']!r}; only gelu_new is supported.")
+        raise UserError(
+            f"config.json has activation_function = {raw['activation_function']!r}; only gelu_new is supported."
+        )
     _refuse(raw, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     width, heads = raw["n_embd"], raw["n_head"]
     return ModelConfig(
@@ -58,7 +60,9 @@ def _llama_like(raw: dict[str, Any], family: str) -> ModelConfig:
         _refuse(raw, attention_bias=family == "qwen2")
     bias = family == "llama" and bool(raw.get("attention_bias"))
     if bias != bool(raw.get("mlp_bias")):
-        raise UserError("config.json has attention_bias without mlp_bias (or the other way); both or none is supported.")
+        raise UserError(
+            "config.json has attention_bias without mlp_bias (or the other way); both or none is supported."
+        )
     width, heads = raw["hidden_size"], raw["num_attention_heads"]
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     kind = rope.get("rope_type") or rope.get("type") or "default"

@@ -40,7 +40,7 @@ class Matrix:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
-        y = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)  # (…, N)
+        y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)  # (…, N)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
@@ -137,7 +137,9 @@ class Runtime:
             hidden = torch.arange(end) > (positions[:1] if even else positions).unsqueeze(-1)
             mask = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
         for n, layer in enumerate(self.layers):
-            x = x + self._attention(layer, n, self._normed(x, layer.attention_norm), rope, mask, cache, row, starts, even)
+            x = x + self._attention(
+                layer, n, self._normed(x, layer.attention_norm), rope, mask, cache, row, starts, even
+            )
             x = x + self._mlp(layer, self._normed(x, layer.mlp_norm))
         return self._normed(x, self.norm)
 

@@ -18,7 +18,7 @@ HELP = "/new starts anew, /save FILE keeps the conversation as JSON, /quit ends.
 
 def run(config: ChatConfig, run: Run) -> None:
     """Read questions from the terminal (or a pipe) until /quit or the end of the input."""
-    from jielong.serve.app import pick_model
+    from jielong.serve.stage import pick_model
 
     engine = Engine.load(pick_model(run, config.model))
     interactive = sys.stdin.isatty()

@@ -203,7 +203,9 @@ def to_gguf(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         raise UserError("Only byte-level BPE vocabularies are exported to GGUF; export this one with --to hf.")
     added = {t["id"]: t["special"] for t in raw["added_tokens"]}
     tokens = [tokenizer.rust.id_to_token(i) for i in range(size)]
-    kinds = [UNUSED if t is None else {True: CONTROL, False: USER, None: NORMAL}[added.get(i)] for i, t in enumerate(tokens)]
+    kinds = [
+        UNUSED if t is None else {True: CONTROL, False: USER, None: NORMAL}[added.get(i)] for i, t in enumerate(tokens)
+    ]
     merges = [m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]]
     found: dict[str, Any] = {
         "tokenizer.ggml.model": "gpt2",

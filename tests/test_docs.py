@@ -42,7 +42,7 @@ def test_documented_command(command):
 def test_the_guides_tiny_commands_run(tmp_path):
     """The commands of the guide that take seconds, in their order, as a reader would type them."""
     lines = list(dict.fromkeys(c for c in commands() if "runs/tiny" in c))  # the same in both languages
-    assert [shlex.split(c)[1] for c in lines] == ["raise", "chat", "serve"]
+    assert [shlex.split(c)[1] for c in lines] == ["raise", "chat", "serve", "export", "export", "import"]
     for line in lines:
         command = [sys.executable, "-m", "jielong.cli", *shlex.split(line)[1:]]
         if " serve " in line:

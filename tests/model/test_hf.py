@@ -6,8 +6,7 @@ import json
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
+import transformers
 
 from jielong.cli import main
 from jielong.config import ModelConfig

@@ -169,6 +169,11 @@ class FinetuneConfig:
     """Packed rows per step."""
     length: int = 256
     """Tokens per packed row; a longer conversation is cut at its end."""
+    lora_rank: int = 0
+    """Train only a low-rank change of this rank to each matrix of the blocks (LoRA), and keep only that; 0 = all weights.
+    For imported models on small machines."""
+    lora_alpha: float = 0.0
+    """Scale of the change times the rank; 0 = twice the rank."""
     from_scratch: bool = False
     """The control: random weights of the same shape. With the built-in teacher it reads every conversation that the
     assistant has read, at pretraining's learning rates."""

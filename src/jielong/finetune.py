@@ -11,6 +11,7 @@ from pathlib import Path
 from jielong.config import FinetuneConfig, ModelConfig, OptimConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, load_model
+from jielong.model.lora import add_lora
 from jielong.pretrain import train_artifact
 from jielong.run import Artifact, Run
 from jielong.tokens.chat import check_messages, encode_chat
@@ -82,6 +83,8 @@ def run(config: FinetuneConfig, run: Run) -> Artifact:
         model.init_weights(config.seed)
     else:
         model = load_model(base.path)
+        if config.lora_rank:
+            add_lora(model, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)
 
     def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
         if not (work / "index.npz").exists():

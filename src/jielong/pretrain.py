@@ -19,8 +19,9 @@ from jielong.corpus.world import load_world
 from jielong.evaluate.bpb import bits_per_byte
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
-from jielong.model.gpt import GPT, document_mask, save_model
+from jielong.model.gpt import GPT, document_mask, save_model, write_shape
 from jielong.model.kernels import cross_entropy
+from jielong.model.lora import save_adapter
 from jielong.run import Artifact, Run
 from jielong.teacher.lessons import lessons
 from jielong.tokens.chat import encode_chat
@@ -108,7 +109,11 @@ def train_artifact(
     with run.build(name, kind=kind, config=config, parents=parents, seed=config.seed) as build:
         with training_bar(name, steps) as progress:
             history = train(model, loss_of, loop, work / "checkpoints", observe, observe_steps, progress)
-        save_model(model, build.path)
+        if any(".lora." in name for name, _ in model.named_parameters()):
+            save_adapter(model, build.path, parents[0])
+            write_shape(model.config, build.path)
+        else:
+            save_model(model, build.path)
         copy_tokenizer(tokenizer_file, build.path)
         index.save(build.path / "data_index.npz")
         (build.path / "records.json").write_text(json.dumps(shard.ids), encoding="utf-8")

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from jielong.config import ModelConfig
 from jielong.errors import UserError
 from jielong.model.kernels import rms_norm, rotate, squared_relu, swiglu
+from jielong.model.lora import ADAPTER, LoRA, base_of, merged
+from jielong.run import plain, write_atomic
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines
 
@@ -29,10 +31,13 @@ Rope = tuple[Tensor, Tensor]  # cosines and sines
 class Linear(nn.Module):
     """y = x Wᵀ (+ b); the weights are kept in float32 and cast to the dtype of x."""
 
+    lora: LoRA | None
+
     def __init__(self, d_in: int, d_out: int, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
+        self.register_module("lora", None)  # model.lora.add_lora
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self)
@@ -42,7 +47,9 @@ def linear(x: Tensor, *layers: Linear) -> Tensor:
     """One product for several layers that read the same x, their outputs side by side: the casts make copies anyway."""
     weight: Tensor = layers[0].weight if len(layers) == 1 else torch.cat(tuple(a.weight for a in layers))
     biases = tuple(a.bias for a in layers if a.bias is not None)
-    return F.linear(x, weight.to(x.dtype), torch.cat(biases).to(x.dtype) if biases else None)
+    y = F.linear(x, weight.to(x.dtype), torch.cat(biases).to(x.dtype) if biases else None)
+    changes = tuple(a.lora(x) for a in layers if a.lora is not None)
+    return y + torch.cat(changes, -1) if changes else y
 
 
 class RMSNorm(nn.Module):
@@ -274,10 +281,13 @@ def save_state(config: ModelConfig, state: dict[str, Tensor], folder: Path) -> N
     """The same from a state dict in any dtype."""
     from safetensors.torch import save_file
 
-    from jielong.run import plain, write_atomic
-
     state = {k: v.detach().contiguous() for k, v in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_shape(config, folder)
+
+
+def write_shape(config: ModelConfig, folder: Path) -> None:
+    """model.json"""
     write_atomic(folder / "model.json", json.dumps(plain(config), indent=1))
 
 
@@ -299,7 +309,9 @@ def read_shape(folder: Path) -> ModelConfig:
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:
-    """The weights of an artifact, in the dtypes in which they are stored."""
+    """The weights of an artifact, in the dtypes in which they are stored; an adapter is added to its base."""
     from safetensors.torch import load_file
 
+    if (folder / ADAPTER).is_file():
+        return merged(folder, load_state(base_of(folder)))
     return load_file(folder / "model.safetensors")

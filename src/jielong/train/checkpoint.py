@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jielong.errors import UserError
+from jielong.model.lora import trained
 from jielong.run import sha256_file, write_atomic
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Checkpoints:
         beside = self.folder / f".step-{step:08d}.partial"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, beside / "model.safetensors")
+        save_file({k: v.contiguous() for k, v in trained(model).items()}, beside / "model.safetensors")
         save_file(optimizer.state(), beside / "optimizer.safetensors")
         files = {n: sha256_file(beside / n) for n in ("model.safetensors", "optimizer.safetensors")}
         state = {"step": step, "files": files, "loss": history.loss, "seen": history.seen}
@@ -75,7 +76,9 @@ class Checkpoints:
             except (OSError, ValueError, KeyError):
                 continue  # a damaged one: an older one will do, it only costs time
             try:
-                model.load_state_dict(weights)
+                if weights.keys() != trained(model).keys():
+                    raise KeyError("other weights were trained")
+                model.load_state_dict(weights, strict=False)  # what is frozen is not in a checkpoint
                 optimizer.load(buffers)
             except (RuntimeError, KeyError) as error:
                 raise UserError(f"The checkpoint {path} belongs to another model; delete {self.folder}.") from error

@@ -39,7 +39,7 @@ class Optimizer:
         self.groups: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = defaultdict(list)
         self.adam: list[tuple[str, nn.Parameter]] = []
         for name, p in named:
-            if p.ndim == 2 and name.startswith("blocks."):
+            if p.ndim == 2 and name.startswith("blocks.") and ".lora." not in name:
                 self.groups[tuple(p.shape)].append((name, p))
             else:
                 self.adam.append((name, p))

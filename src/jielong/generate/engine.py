@@ -24,7 +24,7 @@ from jielong.generate.prefix import PrefixCache
 from jielong.generate.request import Request, Step, raw_logprobs
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, load_model
-from jielong.model.runtime import Runtime
+from jielong.model.runtime import make_runtime
 from jielong.run import Artifact
 from jielong.tokens.chat import encode_chat, fit
 from jielong.tokens.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class Engine:
     ):
         """rows: requests that are worked on at once, the others wait; cache_bytes: the most that their keys and values may
         take (one request is always let in); prefix_bytes: size of the prefix cache, 0 = none; lookup: tokens to guess from the text so far and verify in one pass (speculative decoding), 0 = none."""
-        self.runtime = Runtime(model.config, model.state_dict(), precision)
+        self.runtime = make_runtime(model.config, model.state_dict(), precision)
         self.tokenizer = tokenizer
         self.name = name
         self.card = card or {}
@@ -142,8 +142,8 @@ class Engine:
         vectors = []
         for prompt in prompts:
             self.check(prompt, answer=False)
-            hidden = self.runtime.forward(torch.tensor([list(prompt)]), [0], self.runtime.cache())  # (1, T, D)
-            vectors.append(torch.nn.functional.normalize(hidden[0].float().mean(0), dim=0))
+            hidden = self.runtime.forward([prompt], [0], self.runtime.cache())  # (T, D)
+            vectors.append(torch.nn.functional.normalize(hidden.float().mean(0), dim=0))
         return torch.stack(vectors)
 
     @property
@@ -219,8 +219,7 @@ class Engine:
         left = CHUNK
         for slot in self.slots[first:]:
             part = slot.request.prompt[slot.length : slot.length + left]
-            longest = max([len(part), *map(len, parts)])
-            if not part or longest * (len(group) + 1) > 2 * CHUNK:  # padding would outweigh the texts
+            if not part:
                 break
             group.append(slot)
             parts.append(part)
@@ -229,64 +228,63 @@ class Engine:
             return []
         hidden = self._forward(parts, group, first)
         done = []
-        for b, (slot, part) in enumerate(zip(group, parts, strict=True)):
+        end = 0
+        for slot, part in zip(group, parts, strict=True):
+            start, end = end, end + len(part)
             if slot.request.score:
-                self._score(slot, part, hidden[b, : len(part)])
+                self._score(slot, part, hidden[start:end])
             slot.length += len(part)
             self.stats["prompt_tokens"] += len(part)
             if slot.length == len(slot.request.prompt):
-                done.append((slot, hidden[b, len(part) - 1]))
+                done.append((slot, hidden[end - 1]))
         if done:
             logits = self.runtime.logits(torch.stack([h for _, h in done]))
-            for (slot, _), row in zip(done, logits, strict=True):
+            for (slot, _), row, best, total in zip(done, logits, *self.runtime.likeliest(logits), strict=True):
                 if slot.request.room <= 0:
                     slot.request.finish = "length"
                     slot.request.sink(Step(-1, "", b"", 0.0, finish="length"))
                 else:
-                    slot.request.take(row)
+                    slot.request.take(row, best, total)
                     self.stats["generated_tokens"] += 1
         return [slot for slot, _ in done]
 
     def _write(self, group: list[Slot]) -> None:
         """One more token, or several that were guessed and proved right, for everyone who generates."""
-        rooms = [min(self.lookup, s.request.room - len(s.request.answer) - 1) for s in group]
-        guesses = [guess(s.request.prompt, s.request.answer, k) if k > 0 else [] for s, k in zip(group, rooms)]
-        parts = [[s.request.last, *g] for s, g in zip(group, guesses)]
-        hidden = self._forward(parts, group, 0)  # (B, T, D)
-        logits = self.runtime.logits(hidden)  # (B, T, V)
-        best, raw = None, None
-        if all(s.request.easy for s in group):
-            values, best = logits.max(-1)
-            raw = values - logits.logsumexp(-1)
-        for b, (slot, part) in enumerate(zip(group, parts, strict=True)):
+        parts = [[s.request.last] for s in group]
+        if self.lookup:
+            for slot, part in zip(group, parts, strict=True):
+                request = slot.request
+                room = min(self.lookup, request.room - len(request.answer) - 1)
+                part += guess(request.prompt, request.answer, room) if room > 0 else []
+        logits = self.runtime.logits(self._forward(parts, group, 0))  # (N, V)
+        best, total = self.runtime.likeliest(logits)
+        n = 0
+        for slot, part in zip(group, parts, strict=True):
             self.stats["guessed"] += len(part) - 1
             for t in range(len(part)):
                 slot.length += 1
-                request = slot.request
-                if best is not None and raw is not None:
-                    token = request.take(logits[b, t], int(best[b, t]), float(raw[b, t]))
-                else:
-                    token = request.take(logits[b, t])
+                token = slot.request.take(logits[n + t], best[n + t], total[n + t])
                 self.stats["generated_tokens"] += 1
                 # a guess is right when it is what would have been drawn: the answer is the same with and without it
-                if request.finish or t + 1 == len(part) or part[t + 1] != token:
+                if slot.request.finish or t + 1 == len(part) or part[t + 1] != token:
                     break
                 self.stats["guessed_right"] += 1
+            n += len(part)
 
     def _forward(self, parts: list[list[int]], group: list[Slot], row: int) -> Tensor:
-        """Hidden states (B, T, D) of the parts, which continue the group's rows."""
-        T = max(map(len, parts))
-        tokens = torch.tensor([p + [0] * (T - len(p)) for p in parts])
-        return self.runtime.forward(tokens, [s.length for s in group], self.cache, row)
+        """Hidden states (N, D) of the parts, which continue the group's rows."""
+        return self.runtime.forward(parts, [s.length for s in group], self.cache, row)
 
     def _score(self, slot: Slot, part: list[int], hidden: Tensor) -> None:
         """Log-probabilities of the prompt's tokens that follow those of `part`, whose hidden states (T, D) are given."""
         request = slot.request
         for at in range(0, len(part), 64):  # a block of logits at a time: (64, V)
-            for t, row in enumerate(self.runtime.logits(hidden[at : at + 64]), start=slot.length + at + 1):
+            logits = self.runtime.logits(hidden[at : at + 64])
+            _, totals = self.runtime.likeliest(logits)
+            for t, (row, total) in enumerate(zip(logits, totals, strict=True), start=slot.length + at + 1):
                 if t < len(request.prompt):
                     token = request.prompt[t]
-                    logprob, top = raw_logprobs(row, token, request.sampling.top_logprobs, self.tokenizer)
+                    logprob, top = raw_logprobs(row, token, total, request.sampling.top_logprobs, self.tokenizer)
                     data = self.tokenizer.token_bytes(token)
                     request.scores.append(Step(token, "", data, logprob, logprob, top))
 

@@ -108,35 +108,30 @@ class Request:
         """The answer so far."""
         return "".join(step.text for step in self.steps)
 
-    @property
-    def easy(self) -> bool:
-        """Is the likeliest token all that it asks for?"""
-        return self.sampling.temperature <= 0 and self.sampling.plain and not self.sampling.top_logprobs
-
     def held(self) -> str:
         """The text that was held back when the request was stopped."""
         return self._text.flush()
 
-    def take(self, logits: Tensor, greedy: int | None = None, raw: float | None = None) -> int:
-        """Draw from logits (V,) and tell the step; returns the token. `greedy` and `raw`, the likeliest token and its
-        log-probability, may be given where they are known and the request asks for no more.
+    def take(self, logits: Tensor, best: int, total: float) -> int:
+        """Draw from logits (V,) and tell the step; returns the token. `best` is the likeliest token, `total` is log Σ exp of
+        the logits.
 
         When a processor fails, only this request ends, with finish "error" and the reason in `error`; -1 is returned.
         """
         try:
-            return self._take(logits, greedy, raw)
+            return self._take(logits, best, total)
         except Exception as problem:  # whatever a processor raises must not stop the others in the batch
             self.error, self.finish = problem, "error"
             self.sink(Step(-1, "", b"", 0.0, finish="error"))
             return -1
 
-    def _take(self, logits: Tensor, greedy: int | None, raw: float | None) -> int:
+    def _take(self, logits: Tensor, best: int, total: float) -> int:
         s = self.sampling
-        if greedy is not None and raw is not None:
-            token, sampled, logprob, top = greedy, 0.0, raw, []
+        if s.temperature <= 0 and s.plain:
+            token, sampled = best, 0.0
         else:
             token, sampled = draw(shape_logits(logits, s, self.prompt, self.answer), s, self.generator)
-            logprob, top = raw_logprobs(logits, token, s.top_logprobs, self.tokenizer)
+        logprob, top = raw_logprobs(logits, token, total, s.top_logprobs, self.tokenizer)
         self.answer.append(token)
         ended = token in self.tokenizer.ends and not s.ignore_end
         full = len(self.answer) >= self.room
@@ -155,11 +150,9 @@ class Request:
 
 
 def raw_logprobs(
-    logits: Tensor, token: int, top: int, tokenizer: Tokenizer
+    logits: Tensor, token: int, total: float, top: int, tokenizer: Tokenizer
 ) -> tuple[float, list[tuple[int, bytes, float]]]:
-    """The token's log-probability under logits (V,), and the `top` likeliest tokens."""
-    logits = logits.float()
-    total = float(torch.logsumexp(logits, -1))
+    """The token's log-probability under logits (V,) float32, and the `top` likeliest tokens; total = log Σ exp."""
     best = []
     if top:
         values, index = logits.topk(min(top, len(logits)))

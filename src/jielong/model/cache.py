@@ -30,6 +30,9 @@ class KVCache:
 
     Rows that work together stand side by side, so that a batch is a view and nothing is gathered. Rows and positions are
     allocated ahead, doubling rows and whole blocks of positions, and given back when nobody needs them.
+
+    The compiled code (native.cpp) keeps the keys of 16 positions as (d, 16) in the same place, and reads them so; therefore
+    positions are copied in whole blocks only.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class KVCache:
         self.rows, self.positions = 0, 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self._addresses: Tensor | None = None
         self.reserve(rows, positions)
 
     def reserve(self, rows: int, positions: int) -> None:
@@ -58,14 +62,24 @@ class KVCache:
                     fresh[: self.rows, :, : self.positions] = old[layer]
                 new.append(fresh)
         self.rows, self.positions = rows, positions
+        self._addresses = None
 
     def bytes(self, rows: int, positions: int) -> int:
         """Size of a cache with so much room."""
         c = self.config
         return 2 * c.layers * rows * c.kv_heads * positions * c.head_dim * self.dtype.itemsize
 
+    def addresses(self) -> tuple[int, int]:
+        """Where the addresses of each layer's keys and values stand, for compiled code."""
+        if self._addresses is None:
+            sides = [[t.data_ptr() for t in side] for side in (self.keys, self.values)]
+            self._addresses = torch.tensor(sides, dtype=torch.int64)  # (2, L)
+        at = self._addresses.data_ptr()
+        return at, at + 8 * self.config.layers
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of a row to another row."""
+        length = -(-length // BLOCK) * BLOCK  # whole blocks: see the layout
         for side in (self.keys, self.values):
             for t in side:
                 t[target, :, :length] = t[source, :, :length]

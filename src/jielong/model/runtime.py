@@ -1,8 +1,9 @@
 """The GPT for use: the same function as model.gpt, its weights joined and cast once, with a cache of the past.
 
 Precisions: fp32; bf16; int8, whose matrices are stored as one byte per weight and one scale per output row
-(w ≈ scale · q, q = round(w / scale), scale = max|w| / 127) and multiplied in bfloat16. Proof: tests/model/test_runtime.py
-compares every path with the plain forward pass.
+(w ≈ scale · q, q = round(w / scale), scale = max|w| / 127). `make_runtime` takes the compiled code of model.native where
+it can, else the operators of PyTorch, below. Proof: tests/generate/test_engine.py compares every path with the plain
+forward pass.
 """
 
 from __future__ import annotations
@@ -17,8 +18,17 @@ from jielong.config import ModelConfig
 from jielong.errors import UserError
 from jielong.model.cache import KVCache
 from jielong.model.gpt import rope_frequencies
+from jielong.model.native import NativeRuntime, fits, library, quantise
 
 PRECISIONS = ("fp32", "bf16", "int8")
+
+
+def make_runtime(config: ModelConfig, state: dict[str, Tensor], precision: str = "fp32") -> Runtime:
+    """The fastest runtime that this machine has for the model. Raises UserError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    code = library() if fits(config) else None
+    return TorchRuntime(config, state, precision) if code is None else NativeRuntime(config, state, precision, code)
 
 
 class Matrix:
@@ -33,7 +43,8 @@ class Matrix:
         elif precision == "bf16":
             self.weight, self.packed = _pack(weight.to(torch.bfloat16).contiguous())
         else:
-            self.weight, self.scale = quantise(weight.float())
+            self.weight, scale = quantise(weight.float())
+            self.scale = scale.to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed:
@@ -43,12 +54,6 @@ class Matrix:
         y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)  # (…, N)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) → int8 (N, K) and bfloat16 scales (N,), symmetric per row."""
-    scale = (weight.abs().amax(1) / 127).clamp_min(1e-12).to(torch.bfloat16)
-    return (weight / scale.float().unsqueeze(1)).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def _pack(weight: Tensor) -> tuple[Tensor, bool]:
@@ -90,12 +95,12 @@ class Layer:
             self.qk_gain = torch.cat([q.expand(c.heads, -1), k.expand(c.kv_heads, -1)]).to(dtype).contiguous()
 
 
-class Runtime:
+class TorchRuntime:
     """tokens and a cache → hidden states → logits."""
 
+    name = "torch"
+
     def __init__(self, config: ModelConfig, state: dict[str, Tensor], precision: str = "fp32"):
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
         c = self.config = config
         self.precision = precision
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
@@ -113,14 +118,15 @@ class Runtime:
         return KVCache(self.config, self.dtype)
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, starts: Sequence[int], cache: KVCache, row: int = 0) -> Tensor:
-        """Hidden states (B, T, D) after the last norm.
+    def forward(self, parts: Sequence[Sequence[int]], starts: Sequence[int], cache: KVCache, row: int = 0) -> Tensor:
+        """Hidden states (N, D) after the last norm of N tokens: those of the first part, then those of the second, …
 
-        tokens (B, T) int64, a shorter row filled up on the right with anything; starts (B,): how many positions of the
-        cache each row has. Sequence b stands in cache row `row + b`; its new keys and values are written behind what
-        it has. The caller keeps the lengths: what was written for padding is overwritten or hidden later.
+        Part b continues the sequence that stands in cache row `row + b` and fills its first `starts[b]` positions; its
+        keys and values are written behind them. The caller keeps the lengths: what was written for padding is
+        overwritten or hidden later.
         """
-        B, T = tokens.shape
+        B, T = len(parts), max(map(len, parts))
+        tokens = torch.tensor([[*p, *[0] * (T - len(p))] for p in parts])  # (B, T)
         end = max(starts) + T
         cache.reserve(row + B, end)
         start = torch.tensor(starts)  # (B,)
@@ -141,12 +147,21 @@ class Runtime:
                 layer, n, self._normed(x, layer.attention_norm), rope, mask, cache, row, starts, even
             )
             x = x + self._mlp(layer, self._normed(x, layer.mlp_norm))
-        return self._normed(x, self.norm)
+        x = self._normed(x, self.norm)
+        return (
+            x.flatten(0, 1)
+            if all(len(p) == T for p in parts)
+            else torch.cat([x[b, : len(p)] for b, p in enumerate(parts)])
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) → (…, V) float32"""
+        """(N, D) → (N, V) float32"""
         with torch.inference_mode():
             return self.head(hidden).float()
+
+    def likeliest(self, logits: Tensor) -> tuple[list[int], list[float]]:
+        """Of logits (N, V): the likeliest tokens and log Σ exp of each row."""
+        return logits.argmax(-1).tolist(), logits.logsumexp(-1).tolist()
 
     def _normed(self, x: Tensor, gain: tuple[Tensor, Tensor | None]) -> Tensor:
         weight, bias = gain
@@ -207,3 +222,6 @@ class Runtime:
             return layer.down(F.relu(up).square())
         gate, up = up.chunk(2, -1)
         return layer.down(F.silu(gate).mul_(up))
+
+
+Runtime = TorchRuntime | NativeRuntime

@@ -34,7 +34,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def model(tokenizer) -> GPT:
     config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=64, context=64
+        vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=64, context=64
     )
     model = GPT(config)
     model.init_weights(1)

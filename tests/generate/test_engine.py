@@ -12,6 +12,7 @@ from jielong.generate.lookup import guess
 from jielong.generate.request import TextStream, Utf8Stream
 from jielong.generate.sampling import Sampling, distribution, draw, shape_logits
 from jielong.model.gpt import causal_mask
+from jielong.model.native import library
 
 TEXTS = (
     "The capital",
@@ -20,6 +21,16 @@ TEXTS = (
     "T",
     "The capital of France is Paris. The capital of France",
 )
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def runtime(request, monkeypatch):
+    """Everything below holds for both runtimes."""
+    if request.param == "torch":
+        monkeypatch.setattr("jielong.model.runtime.library", lambda: None)
+    elif library() is None:
+        pytest.skip("no compiler")
+    return request.param
 
 
 @pytest.fixture

@@ -1,22 +1,21 @@
 """The forward pass in one call of compiled code (native.cpp), for processors: several times faster than the operators of
 PyTorch where few tokens are computed at once, since nothing is copied, started or read twice.
 
-The code is compiled at first use, for this processor, by the C++ compiler that the machine has (c++, g++, clang++, $CXX, or
-that of the pip package ziglang), and kept in the user's cache folder. Without a compiler, or with JIELONG_NATIVE=0,
-model.runtime.TorchRuntime does the same more slowly.
+The code is compiled at first use, for this processor, by the C++ compiler that the machine has ($CXX, c++, g++, clang++),
+and kept in the user's cache folder. Without a compiler, or with JIELONG_NATIVE=0, model.runtime.TorchRuntime does the same
+more slowly.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.util
 import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -69,40 +68,50 @@ class CBatch(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled code; None where there is none, and `problem()` says why."""
+    """The compiled code; None where there is no compiler, or JIELONG_NATIVE=0 turns it off."""
     if os.environ.get("JIELONG_NATIVE") == "0":
         return None
     for command in _compilers():
         for flags in (["-fopenmp"], []):  # without OpenMP it runs on one core
-            built = _build([*command, "-O3", _tuning(), "-std=c++17", "-fPIC", "-shared", *flags])
+            built = build([*command, "-O3", _tuning(), *flags])
             if built is not None:
                 return built
     return None
 
 
+def hint() -> str:
+    """What a user without the compiled code should know, "" with it."""
+    if library() is not None or os.environ.get("JIELONG_NATIVE") == "0":
+        return ""
+    return (
+        "No C++ compiler works here, so generation takes PyTorch's operators, which are several times slower. "
+        "Install one (apt install g++, xcode-select --install) and start again."
+    )
+
+
 def _compilers() -> list[list[str]]:
-    named = shlex.split(os.environ.get("CXX", ""))
-    found = [[path] for name in ("c++", "g++", "clang++") if (path := shutil.which(name))]
-    if importlib.util.find_spec("ziglang"):
-        found.append([sys.executable, "-m", "ziglang", "c++"])
-    return [named, *found] if named else found
+    if named := shlex.split(os.environ.get("CXX", "")):
+        return [named]
+    return [[path] for name in ("c++", "g++", "clang++") if (path := shutil.which(name))]
 
 
 def _tuning() -> str:
     return "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
 
 
-def _build(command: list[str]) -> ctypes.CDLL | None:
-    """Compile and load; what was compiled before by this compiler for this processor is taken from the cache."""
+def build(command: list[str]) -> ctypes.CDLL | None:
+    """Compile with this command and load; None when that fails. What was compiled before by the same command for this
+    processor is taken from the cache."""
+    command = [*command, "-std=c++17", "-fPIC", "-shared"]
     key = hashlib.sha256("\0".join([*command, _processor(), torch.__version__]).encode() + SOURCE.read_bytes())
-    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jielong"
     name = f"native-{key.hexdigest()[:16]}.so"
-    for folder in (
-        place,
-        Path(tempfile.gettempdir()) / f"jielong-{os.getuid() if hasattr(os, 'getuid') else 'native'}",
-    ):
+    user = os.getuid() if hasattr(os, "getuid") else "native"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for folder in (home / "jielong", Path(tempfile.gettempdir()) / f"jielong-{user}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _ours(folder):
+                continue
             if not (folder / name).is_file():
                 with tempfile.TemporaryDirectory(dir=folder) as work:
                     fresh = Path(work) / name
@@ -114,6 +123,14 @@ def _build(command: list[str]) -> ctypes.CDLL | None:
         except (OSError, subprocess.SubprocessError):
             continue
     return None
+
+
+def _ours(folder: Path) -> bool:
+    """Nobody else can have put code there."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or not hasattr(os, "getuid"):
+        return stat.S_ISDIR(found.st_mode)
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _processor() -> str:

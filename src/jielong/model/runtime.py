@@ -51,8 +51,12 @@ class Matrix:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
-        y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)  # (…, N)
-        y = y.view(*x.shape[:-1], -1)
+        n, k = self.weight.shape
+        if k % 32 or n % 4:  # the operator reads whole vectors, past the end of other shapes
+            y = F.linear(x, self.weight.to(x.dtype)) * self.scale  # (…, N)
+        else:
+            y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, k), self.weight, self.scale)
+            y = y.view(*x.shape[:-1], n)
         return y if self.bias is None else y + self.bias
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from jielong.config import ServeConfig
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
+from jielong.model.native import hint
 from jielong.run import Run
 from jielong.serve.app import Served, make_app
 from jielong.serve.guard import LOOPBACK
@@ -82,6 +83,8 @@ def run(config: ServeConfig, run: Run) -> None:
             )
     if config.port is not None and not 0 <= config.port < 65536:
         raise UserError("--port must lie between 0 and 65535.")
+    if told := hint():
+        print(told, file=sys.stderr)
     served = load_models(config, run)
     app = make_app(served, keys, config.origin, config.waiting)
     sock = free_port(config.host, config.port)

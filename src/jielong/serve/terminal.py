@@ -11,6 +11,7 @@ from jielong.config import ChatConfig
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
+from jielong.model.native import hint
 from jielong.run import Run, write_atomic
 
 HELP = "/new starts anew, /save FILE keeps the conversation as JSON, /quit ends."
@@ -20,6 +21,8 @@ def run(config: ChatConfig, run: Run) -> None:
     """Read questions from the terminal (or a pipe) until /quit or the end of the input."""
     from jielong.serve.stage import pick_model
 
+    if told := hint():
+        print(told, file=sys.stderr)
     engine = Engine.load(pick_model(run, config.model))
     interactive = sys.stdin.isatty()
     if interactive:

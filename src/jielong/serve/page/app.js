@@ -1,4 +1,8 @@
-// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/models, /v1/run.
+// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report.
+//
+// A talk is a list of turns. An assistant's turn is a side: { model, tokens, done, error, finish, branches }; where two
+// models are compared, turn.rival is the other side, and each model sees its own answers as the past.
+import { call, events } from "/page/api.js";
 import { markdown } from "/page/markdown.js";
 import { WORDS } from "/page/words.js";
 
@@ -7,11 +11,12 @@ const KEY = "jielong";
 const state = load();
 let running = null; // AbortController of the answer in progress
 let words = WORDS[state.lang];
+let models = []; // names
 
 function load() {
   const zh = (navigator.language || "").toLowerCase().startsWith("zh");
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const fresh = { lang: zh ? "zh-TW" : "en", theme: dark ? "dark" : "light", chain: false, talks: [], now: 0 };
+  const fresh = { lang: zh ? "zh-TW" : "en", theme: dark ? "dark" : "light", chain: false, model: "", rival: "", talks: [], now: 0 };
   try { return { ...fresh, ...JSON.parse(localStorage.getItem(KEY) || "{}") }; } catch { return fresh; }
 }
 function save() {
@@ -63,7 +68,21 @@ function draw() {
   $("lang").textContent = words.other; $("chain-name").textContent = " " + words.chain; $("chain").checked = state.chain;
   $("input").placeholder = words.ask; $("note").textContent = words.note; $("report").textContent = words.report;
   $("send").hidden = !!running; $("stop").hidden = !running;
-  drawList(); drawLog();
+  $("key-title").textContent = words.key; $("key-wrong").textContent = words.wrong; $("key-ok").textContent = words.enter;
+  drawModels(); drawList(); drawLog();
+}
+function drawModels() {
+  const several = models.length > 1;
+  $("model").hidden = $("rival").hidden = !several;
+  if (!several) return;
+  const choices = (none, chosen, without) => [none, ...models.filter((m) => m !== without)].filter((m) => m !== null).map((m) => {
+    const option = make("option", "", m || words.alone);
+    option.value = m; option.selected = m === chosen;
+    return option;
+  });
+  $("model").replaceChildren(...choices(null, state.model));
+  $("rival").replaceChildren(...choices("", state.rival, state.model));
+  $("model").setAttribute("aria-label", words.model); $("rival").setAttribute("aria-label", words.compare);
 }
 function drawList() {
   $("title").textContent = talk().name || words.new;
@@ -91,47 +110,53 @@ function drawLog() {
   $("log").scrollTop = $("log").scrollHeight;
 }
 function drawTurn(turn, at) {
-  const node = make("div", "turn " + turn.role);
+  const node = make("div", "turn " + turn.role + (turn.rival ? " pair" : ""));
+  if (turn.role === "user") node.append(make("div", "text", turn.content));
+  else node.append(...sides(turn).map((side) => drawSide(side, at)));
+  return node;
+}
+const sides = (turn) => (turn.rival ? [turn, turn.rival] : [turn]);
+function drawSide(side, at) {
+  const node = make("div", "side");
   const text = make("div", "text");
+  if (side.model && models.length > 1) node.append(make("div", "who", side.model));
   node.append(text);
-  if (turn.role === "user") { text.textContent = turn.content; return node; }
-  const said = textOf(turn);
+  const said = textOf(side);
   // Markdown where there is some, else the chain itself
-  if (!state.chain && /[*`[]|^\s*[-\d]/m.test(said) && turn.done) text.append(markdown(said));
-  else text.append(...readable(turn.tokens).filter((g) => g.text).map((g) => drawToken(turn, at, g)));
-  if (turn.error) text.append(make("div", "error", turn.error));
-  if (turn.done) {
+  if (!state.chain && /[*`[]|^\s*[-\d]/m.test(said) && side.done) text.append(markdown(said));
+  else text.append(...readable(side.tokens).filter((g) => g.text).map((g) => drawToken(side, at, g)));
+  if (side.error) text.append(make("div", "error", side.error));
+  if (side.done) {
     const tools = make("div", "tools");
-    const last = at === talk().turns.length - 1;
-    if (last) tools.append(button("↻ " + words.again, () => again(at), "again"));
+    if (at === talk().turns.length - 1) tools.append(button("↻ " + words.again, () => again(side, at), "again"));
     tools.append(button(words.copy, (e) => { navigator.clipboard?.writeText(said); e.target.textContent = words.copied; }));
-    if (turn.branches?.length) tools.append(button(`⇄ ${words.back} (${turn.branches.length})`, () => swap(turn), "branch"));
-    if (turn.finish === "cancelled") tools.append(make("span", "", words.stopped));
+    if (side.branches?.length) tools.append(button(`⇄ ${words.back} (${side.branches.length})`, () => swap(side), "branch"));
+    if (side.finish === "cancelled") tools.append(make("span", "", words.stopped));
     node.append(tools);
   }
   return node;
 }
-function drawToken(turn, at, group) {
-  const token = turn.tokens[group.from];
-  const p = Math.exp(Math.min(...turn.tokens.slice(group.from, group.to + 1).map((t) => t.logprob)));
-  const node = make("span", "token p" + (p < 0.25 ? 0 : p < 0.5 ? 1 : p < 0.8 ? 2 : 3), group.text);
+function drawToken(side, at, group) {
+  const token = side.tokens[group.from];
+  const p = Math.exp(Math.min(...side.tokens.slice(group.from, group.to + 1).map((t) => t.logprob)));
+  const node = make("span", "token p" + (p < 0.25 ? 0 : p < 0.5 ? 1 : p < 0.8 ? 2 : 3), state.chain ? group.text.replace(/\n/g, "↵\n") : group.text);
   node.tabIndex = 0;
   node.setAttribute("role", "button");
   node.title = percent(token.logprob);
-  node.onclick = () => showPanel(turn, at, group.from, node);
+  node.onclick = () => showPanel(side, at, group.from, node);
   node.onkeydown = (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); node.onclick(); } };
   return node;
 }
 
-function showPanel(turn, at, index, node) {
+function showPanel(side, at, index, node) {
   document.querySelectorAll(".token.on").forEach((n) => n.classList.remove("on"));
   node.classList.add("on");
-  const token = turn.tokens[index];
+  const token = side.tokens[index];
   $("panel-title").textContent = words.candidates;
   $("panel-info").textContent = words.info(percent(token.logprob), token.bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ") || "–");
   $("candidates").replaceChildren(...token.top_logprobs.map((c) => {
     const row = make("li");
-    const choose = button("", () => branch(turn, at, index, c), c.id === token.id ? "chosen" : "");
+    const choose = button("", () => branch(side, at, index, c), c.id === token.id ? "chosen" : "");
     const bar = make("meter");
     bar.max = 1; bar.value = Math.exp(c.logprob);
     choose.append(bar, make("span", "", c.token), make("span", "", percent(c.logprob)));
@@ -142,76 +167,65 @@ function showPanel(turn, at, index, node) {
 }
 function hidePanel() { $("panel").hidden = true; }
 
+const fresh = (model) => ({ model, tokens: [], done: false });
 function ask(question) {
   const t = talk();
   if (running || !question.trim()) return;
   t.name = t.name || question.slice(0, 30);
-  t.turns.push({ role: "user", content: question }, { role: "assistant", tokens: [], done: false });
-  answer(t, t.turns.length - 1, []);
+  const turn = { role: "assistant", ...fresh(state.model) };
+  if (state.rival) turn.rival = fresh(state.rival);
+  t.turns.push({ role: "user", content: question }, turn);
+  answer(t, t.turns.length - 1, sides(turn).map((side) => [side, []]));
 }
-function again(at) {
-  const turn = talk().turns[at];
+function again(side, at) {
   if (running) return;
-  keep(turn);
-  turn.tokens = [];
-  answer(talk(), at, [], 0.9);
+  keep(side);
+  side.tokens = [];
+  if (side === talk().turns[at] && !side.rival) side.model = state.model;
+  answer(talk(), at, [[side, []]], 0.9);
 }
-function branch(turn, at, index, candidate) {
+function branch(side, at, index, candidate) {
   if (running) return;
   hidePanel();
-  keep(turn);
-  const past = turn.tokens.slice(0, index);
-  turn.tokens = [...past, { ...candidate, top_logprobs: turn.tokens[index].top_logprobs }];
+  keep(side);
+  const past = side.tokens.slice(0, index);
+  side.tokens = [...past, { ...candidate, top_logprobs: side.tokens[index].top_logprobs }];
   talk().turns.length = at + 1;
-  answer(talk(), at, turn.tokens.map((t) => t.id));
+  answer(talk(), at, [[side, side.tokens.map((t) => t.id)]]);
 }
-function keep(turn) { (turn.branches = turn.branches || []).push(turn.tokens); turn.branches = turn.branches.slice(-5); }
-function swap(turn) { const old = turn.branches.shift(); turn.branches.push(turn.tokens); turn.tokens = old; hidePanel(); save(); draw(); }
+function keep(side) { (side.branches = side.branches || []).push(side.tokens); side.branches = side.branches.slice(-5); }
+function swap(side) { const old = side.branches.shift(); side.branches.push(side.tokens); side.tokens = old; hidePanel(); save(); draw(); }
 function stop() { running?.abort(); }
 
-async function answer(t, at, prefix, temperature = 0.3) {
-  const turn = t.turns[at];
-  Object.assign(turn, { done: false, error: "", finish: "" });
-  running = new AbortController();
+// jobs: [[side, token ids it begins with]]
+async function answer(t, at, jobs, temperature = 0.3) {
+  const mine = running = new AbortController();
+  for (const [side] of jobs) Object.assign(side, { done: false, error: "", finish: "" });
   hidePanel(); draw();
-  const messages = t.turns.slice(0, at).map((m) => ({ role: m.role, content: m.role === "user" ? m.content : textOf(m) }));
+  await Promise.all(jobs.map(([side, prefix]) => stream(t, at, side, prefix, temperature, mine.signal)));
+  if (running === mine) running = null;
+  save(); draw();
+}
+async function stream(t, at, side, prefix, temperature, signal) {
+  const rival = t.turns[at].rival === side;
+  const said = (turn) => textOf(rival && turn.rival ? turn.rival : turn);
+  const messages = t.turns.slice(0, at).map((m) => ({ role: m.role, content: m.role === "user" ? m.content : said(m) }));
   const body = { messages, stream: true, logprobs: true, top_logprobs: 10, temperature, max_tokens: 200 };
+  if (side.model) body.model = side.model;
   if (prefix.length) body.continue_from = prefix;
   try {
-    const response = await fetch("/v1/chat/completions", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: running.signal,
-    });
-    if (!response.ok) throw new Error((await response.json()).error?.message || response.statusText);
-    for await (const event of events(response)) {
+    for await (const event of events(await call("/v1/chat/completions", body, signal))) {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices?.[0];
-      for (const token of choice?.logprobs?.content || []) turn.tokens.push(token);
-      if (choice?.finish_reason) turn.finish = choice.finish_reason;
+      for (const token of choice?.logprobs?.content || []) side.tokens.push(token);
+      if (choice?.finish_reason) side.finish = choice.finish_reason;
       if (talk() === t) drawLog();
     }
   } catch (problem) {
-    if (problem.name === "AbortError") turn.finish = "cancelled";
-    else turn.error = problem instanceof TypeError ? words.lost : problem.message;
+    if (problem.name === "AbortError") side.finish = "cancelled";
+    else side.error = problem instanceof TypeError ? words.lost : problem.message;
   }
-  turn.done = true;
-  running = null;
-  save(); draw();
-}
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    held += value;
-    const parts = held.split("\n\n");
-    held = parts.pop();
-    for (const part of parts) {
-      const data = part.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      yield JSON.parse(data);
-    }
-  }
+  side.done = true;
 }
 
 $("form").onsubmit = (e) => { e.preventDefault(); const q = $("input").value; if (!running && q.trim()) { $("input").value = ""; ask(q); } };
@@ -224,9 +238,29 @@ $("chain").onchange = (e) => { state.chain = e.target.checked; save(); draw(); }
 $("menu").onclick = () => document.body.classList.toggle("open");
 $("panel-close").onclick = hidePanel;
 document.onkeydown = (e) => { if (e.key === "Escape") { hidePanel(); document.body.classList.remove("open"); } };
-for (const t of state.talks) for (const turn of t.turns) if (turn.role === "assistant") turn.done = true;
+$("model").onchange = (e) => { state.model = e.target.value; if (state.rival === state.model) state.rival = ""; about(); save(); draw(); };
+$("rival").onchange = (e) => { state.rival = e.target.value; save(); draw(); };
+$("report").onclick = async (e) => { // a link cannot carry a key: then the report comes as a file
+  if (!sessionStorage.getItem("jielong-key")) return;
+  e.preventDefault();
+  const link = make("a");
+  link.href = URL.createObjectURL(await (await call($("report").getAttribute("href"))).blob());
+  link.download = "report.html";
+  link.click();
+};
+async function about() {
+  const of = state.model ? "?model=" + encodeURIComponent(state.model) : "";
+  const run = await (await call("/v1/run" + of)).json();
+  $("about").textContent = `${run.card.name || ""} · ${(run.card.parameters || 0).toLocaleString()} parameters`;
+  $("report").hidden = !run.report;
+  $("report").href = "/report" + of;
+}
+for (const t of state.talks) for (const turn of t.turns) if (turn.role === "assistant") for (const side of sides(turn)) side.done = true;
 draw();
-fetch("/v1/run").then((r) => r.json()).then((r) => {
-  $("model").textContent = `${r.card.name || ""} · ${(r.card.parameters || 0).toLocaleString()} parameters`;
-  $("report").hidden = !r.report;
+call("/v1/run").then((r) => r.json()).then((run) => {
+  models = run.models;
+  if (!models.includes(state.model)) state.model = models[0];
+  if (!models.includes(state.rival) || state.rival === state.model) state.rival = "";
+  draw();
+  return about();
 }).catch(() => {});

@@ -1,0 +1,54 @@
+// The server, by its public HTTP API. Where it wants a key, the page asks for it once and keeps it for this tab.
+const PLACE = "jielong-key";
+let asking = null; // one question for all who wait
+
+export async function call(path, body, signal) {
+  for (;;) {
+    const key = sessionStorage.getItem(PLACE);
+    const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+    const response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    if (response.ok) return response;
+    if (response.status !== 401) throw new Error(await complaint(response));
+    if (key === sessionStorage.getItem(PLACE)) {
+      asking = asking || askKey(!!key).finally(() => { asking = null; });
+      if (!await asking) throw new Error(await complaint(response));
+    }
+  }
+}
+async function complaint(response) {
+  try { return (await response.json()).error.message; } catch { return response.statusText; }
+}
+
+// → whether a key was given
+function askKey(wrong) {
+  const dialog = document.getElementById("key");
+  dialog.classList.toggle("wrong", wrong);
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((done) => {
+    dialog.onclose = () => {
+      const field = document.getElementById("key-input"), given = dialog.returnValue === "ok" && field.value.trim();
+      field.value = "";
+      if (given) sessionStorage.setItem(PLACE, given);
+      done(!!given);
+    };
+  });
+}
+
+// The events of a streamed answer.
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    held += value;
+    const parts = held.split("\n\n");
+    held = parts.pop();
+    for (const part of parts) {
+      const data = part.replace(/^data: /, "");
+      if (data === "[DONE]") return;
+      yield JSON.parse(data);
+    }
+  }
+}

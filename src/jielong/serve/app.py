@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from jielong.errors import UserError
@@ -96,7 +96,7 @@ def make_app(
         file = found.run / "report" / "report.html" if found.run else None
         return file if file and file.is_file() else None
 
-    @app.get("/report")
+    @app.get("/report", response_class=HTMLResponse)
     async def report(model: str | None = None) -> Response:
         file = report_file(find(model))
         if file is None:
@@ -217,15 +217,15 @@ def make_app(
             raise UserError(f"A token id must lie between 0 and {engine.vocab_size - 1}.")
         return {"prompt": engine.tokenizer.decode(body.tokens)}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
-    @app.get("/page/{name}")
+    @app.get("/page/{name}", include_in_schema=False)
     async def asset(name: str) -> Response:
         known = {p.name: p for p in PAGE.iterdir()}
         if name not in known:

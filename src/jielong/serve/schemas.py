@@ -13,25 +13,29 @@ from jielong.generate.sampling import Sampling
 
 MOST_TOKENS = 131_072
 Text = Annotated[str, Field(max_length=2_000_000)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_TOKENS)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(max_length=MOST_TOKENS)]
 Finite = Field(allow_inf_nan=False)
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class Form(BaseModel):
+    """Unknown fields are ignored; a known one must have its type: no "5" for 5, no false for 0."""
 
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Body(Form):
     model: str | None = None
     user: str | None = None
 
 
-class Part(BaseModel):
+class Part(Form):
     """A part of a message; only text is understood."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(BaseModel):
+class Message(Form):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[Part]
 
@@ -40,13 +44,13 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Form):
     name: str | None = None
     json_schema: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Form):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
@@ -57,7 +61,7 @@ class ResponseFormat(BaseModel):
         return self
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Form):
     include_usage: bool = False
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/decode.py --spark runs/spark --smollm2 runs/smollm2
 
-Every figure is the median of `--repeats` runs in processes of their own (a library's threads must not disturb the next
-one's), greedy, with a fixed number of tokens. It prints tokens per second, time to the first token and peak memory.
+Every figure is the median of `--repeats` rounds; in a round everyone takes a turn, in a process of its own (a library's
+threads must not disturb the next one's), greedy, with a fixed number of tokens. It prints tokens per second, time to
+the first token and peak memory.
 """
 
 from __future__ import annotations
@@ -26,9 +27,16 @@ def child(spec: dict) -> dict:
     import torch
 
     torch.set_num_threads(spec["threads"])
-    run = {"jielong": jielong, "transformers": transformers, "llama.cpp": llama_cpp, "read": bandwidth}[spec["tool"]]
-    found = run(spec)
-    found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    tools = {
+        "jielong": jielong,
+        "transformers": transformers,
+        "llama.cpp": llama_cpp,
+        "read": bandwidth,
+        "served": served,
+    }
+    found = tools[spec["tool"]](spec)
+    who = resource.RUSAGE_CHILDREN if spec["tool"] == "served" else resource.RUSAGE_SELF
+    found["peak_gb"] = resource.getrusage(who).ru_maxrss / 1e6
     return found
 
 
@@ -132,16 +140,62 @@ def bandwidth(spec: dict) -> dict:
     return {"gb_per_second": block.numel() * 4 / min(times) / 1e9}
 
 
-def measure(spec: dict, repeats: int) -> dict:
-    """Medians over processes."""
-    found = []
-    for _ in range(repeats):
-        command = [sys.executable, __file__, "--child", json.dumps(spec)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{spec} failed:\n{done.stderr[-2000:]}")
-        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    return {key: statistics.median(f[key] for f in found) for key in found[0]}
+def served(spec: dict) -> dict:
+    """The engine behind `jielong serve`: `batch` clients at once, each on a connection of its own; with `stream` one event
+    per token."""
+    import http.client
+    import re
+    import threading
+
+    command = [sys.executable, "-u", "-m", "jielong.cli", "serve", "--no-open", "--threads", str(spec["threads"])]
+    command += ["--precision", spec["precision"], "--run", str(Path(spec["model"]).parent)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    try:
+        host, port = re.search(r"http://([\d.]+):(\d+)", server.stdout.readline()).groups()  # pyright: ignore
+        firsts: list[float] = []
+
+        def ask(tokens: int) -> None:
+            body = {
+                "prompt": PROMPT,
+                "max_tokens": tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": spec["stream"],
+            }
+            connection = http.client.HTTPConnection(host, int(port))
+            started = time.perf_counter()
+            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.readline()
+            firsts.append(time.perf_counter() - started)
+            response.read()
+            connection.close()
+
+        def everyone(tokens: int) -> float:
+            threads = [threading.Thread(target=ask, args=(tokens,)) for _ in range(spec["batch"])]
+            started = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            return time.perf_counter() - started
+
+        everyone(4)
+        firsts.clear()
+        took = everyone(spec["tokens"])
+        return {"tokens_per_second": spec["batch"] * spec["tokens"] / took, "first": statistics.median(firsts)}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def measure(spec: dict) -> dict:
+    """One measurement in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--child", json.dumps(spec)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{spec} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def export(run: Path, to: str, dtype: str, out: Path) -> str:
@@ -163,40 +217,61 @@ def main() -> None:
     if args.child:
         print(json.dumps(child(json.loads(args.child))))
         return
-    base = {"threads": args.threads}
-    read = measure({"tool": "read", **base}, 1)["gb_per_second"]
-    print(f"reading memory: {read:.1f} GB/s")
-    for name, run, tokens in (("spark", args.spark, 150), ("smollm2", args.smollm2, 100)):
-        if run is None:
-            continue
-        artifact = next(run / a for a in ("sft", "base") if (run / a / "card.json").is_file())
-        files = {"model": str(artifact), "hf": export(run, "hf", "fp32", args.work / f"{name}-hf")}
-        rows = [("jielong", p, b) for b in (1, 16) for p in ("fp32", "bf16", "int8")]
-        rows += [("transformers", p, b) for b in (1, 16) for p in ("fp32", "bf16")]
-        if name == "smollm2":
-            rows += [("llama.cpp", p, 1) for p in ("fp32", "bf16", "q8_0")]
-        size = json.loads((artifact / "card.json").read_text())["metrics"]["parameters"]
-        for tool, precision, batch in rows:
-            spec = {"tool": tool, "precision": precision, "batch": batch, "tokens": tokens, **files, **base}
-            if tool == "llama.cpp":
-                spec["gguf"] = export(run, "gguf", precision, args.work / f"{name}-{precision}.gguf")
-            found = measure(spec, args.repeats)
-            share = ""
-            if batch == 1:
-                bytes_per_token = size * {"fp32": 4, "bf16": 2, "int8": 1, "q8_0": 34 / 32}[precision]
-                share = f", {bytes_per_token * found['tokens_per_second'] / read / 1e9:.0%} of the memory's limit"
-            print(
-                f"{name:8} {tool:12} {precision:5} batch {batch:2}: {found['tokens_per_second']:8.1f} tok/s, "
-                f"first token {found['first'] * 1000:6.1f} ms, peak {found['peak_gb']:.2f} GB{share}",
-                flush=True,
-            )
-        spec = {"tool": "jielong", "precision": "bf16", "batch": 32, "tokens": tokens, "mixed": True, **files, **base}
-        found = measure(spec, args.repeats)
-        print(
-            f"{name:8} 32 mixed requests: {found['alone']:.0f} tok/s one by one, {found['tokens_per_second']:.0f} together: "
-            f"{found['gain']:.1f} ×, p95 first token {found['first'] * 1000:.0f} ms",
-            flush=True,
+    read = {"tool": "read", "threads": args.threads}
+    specs = [read]
+    for name, run, tokens in (("spark", args.spark, 200), ("smollm2", args.smollm2, 100)):
+        if run is not None:
+            specs += list_specs(name, run, tokens, args)
+    found: list[list[dict]] = [[] for _ in specs]
+    for n in range(args.repeats):
+        for spec, results in zip(specs, found, strict=True):
+            print(f"round {n + 1}: {spec.get('model', '')} {spec['tool']} {spec.get('precision', '')}", file=sys.stderr)
+            results.append(measure(spec))
+    medians = [{key: statistics.median(r[key] for r in results) for key in results[0]} for results in found]
+    bandwidth = medians[0]["gb_per_second"]
+    print(f"medians of {args.repeats}; reading memory: {bandwidth:.1f} GB/s")
+    for spec, median in list(zip(specs, medians, strict=True))[1:]:
+        print(line(spec, median, bandwidth))
+
+
+def list_specs(name: str, run: Path, tokens: int, args: argparse.Namespace) -> list[dict]:
+    """Everything that is measured of a model."""
+    artifact = next(run / a for a in ("sft", "base") if (run / a / "card.json").is_file())
+    size = json.loads((artifact / "card.json").read_text())["metrics"]["parameters"]
+    base = {"name": name, "model": str(artifact), "threads": args.threads, "tokens": tokens, "size": size}
+    base["hf"] = export(run, "hf", "fp32", args.work / f"{name}-hf")
+    rows = [("jielong", p, b) for b in (1, 16) for p in ("fp32", "bf16", "int8")]
+    rows += [("transformers", p, b) for b in (1, 16) for p in ("fp32", "bf16")]
+    specs = [{**base, "tool": tool, "precision": precision, "batch": batch} for tool, precision, batch in rows]
+    if name == "smollm2":
+        for precision in ("fp32", "bf16", "q8_0"):
+            gguf = export(run, "gguf", precision, args.work / f"{name}-{precision}.gguf")
+            specs.append({**base, "tool": "llama.cpp", "precision": precision, "batch": 1, "gguf": gguf})
+    for precision in ("fp32", "bf16"):
+        specs.append({**base, "tool": "jielong", "precision": precision, "batch": 32, "mixed": True})
+    for batch in (1, 16):
+        for stream in (False, True):
+            specs.append({**base, "tool": "served", "precision": "bf16", "batch": batch, "stream": stream})
+    return specs
+
+
+def line(spec: dict, found: dict, bandwidth: float) -> str:
+    """One result in words."""
+    speed, first = found["tokens_per_second"], 1000 * found["first"]
+    if spec.get("mixed"):
+        return (
+            f"{spec['name']:8} 32 mixed requests, {spec['precision']}: {found['alone']:.0f} tok/s one by one, "
+            f"{speed:.0f} together: {found['gain']:.1f} ×, p95 first token {first:.0f} ms, peak {found['peak_gb']:.2f} GB"
         )
+    tool = spec["tool"] + {True: " stream", False: " whole", None: ""}[spec.get("stream")]
+    text = (
+        f"{spec['name']:8} {tool:13} {spec['precision']:5} batch {spec['batch']:2}: {speed:8.1f} tok/s, "
+        f"first token {first:6.1f} ms, peak {found['peak_gb']:.2f} GB"
+    )
+    if spec["batch"] == 1:
+        bytes_per_token = spec["size"] * {"fp32": 4, "bf16": 2, "int8": 1, "q8_0": 34 / 32}[spec["precision"]]
+        text += f", {bytes_per_token * speed / bandwidth / 1e9:.0%} of the memory's bandwidth"
+    return text
 
 
 if __name__ == "__main__":

@@ -243,6 +243,8 @@ class ServeConfig:
     """Open the page in a browser where there is a display."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """Numbers to compute with; auto = bf16 where the processor has it, else fp32. int8 stores matrices as bytes."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute; cuda = the first NVIDIA GPU."""
     lookup: int = 0
     """Tokens to guess from the text so far and verify in one pass; 0 = none."""
     rows: int = 32

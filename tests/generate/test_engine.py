@@ -13,6 +13,7 @@ from jielong.generate.request import TextStream, Utf8Stream
 from jielong.generate.sampling import Sampling, distribution, draw, shape_logits
 from jielong.model.gpt import causal_mask
 from jielong.model.native import library
+from jielong.model.runtime import TorchRuntime
 
 TEXTS = (
     "The capital",
@@ -297,3 +298,30 @@ def test_bad_prompts(engine):
     for prompt in ([], [1] * 64, [10_000], [-1]):
         with pytest.raises(UserError):
             engine.submit(prompt, Sampling())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_every_tensor_is_on_the_device_of_the_runtime(model, precision):
+    """For machines without a GPU: PyTorch's fake tensors compute only shapes and devices, and refuse to mix devices.
+    "lazy" stands for a GPU: a PyTorch without CUDA has no fake form of writing into a slice of a CUDA tensor."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    with FakeTensorMode():
+        state = {k: torch.empty(shape, device="lazy:0") for k, shape in shapes.items()}
+        gpu = TorchRuntime(model.config, state, precision, "lazy:0")
+        cache = gpu.cache()
+        for parts, starts in (([[1, 2, 3], [4]], [0, 0]), ([[5], [6]], [3, 1]), ([[7], [8]], [4, 4])):
+            hidden = gpu.forward(parts, starts, cache)
+            assert hidden.device.type == "lazy" and hidden.shape == (sum(map(len, parts)), model.config.width)
+        cache.write(1, 0, cache.read(0, 0))
+        assert {t.device.type for t in cache.keys + cache.values} == {"lazy"}
+        assert gpu.logits(hidden).device.type == "cpu"
+
+
+def test_a_gpu_that_is_not_there(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no NVIDIA GPU"):
+        Engine(model, tokenizer, device="cuda")
+    with pytest.raises(UserError, match="cpu or cuda"):
+        Engine(model, tokenizer, device="tpu")

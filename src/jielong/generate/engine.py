@@ -56,6 +56,7 @@ class Engine:
         card: dict[str, Any] | None = None,
         chat: bool = True,
         precision: str = "fp32",
+        device: str = "cpu",
         rows: int = 32,
         cache_bytes: int = 2 << 30,
         prefix_bytes: int = 256 << 20,
@@ -63,7 +64,7 @@ class Engine:
     ):
         """rows: requests that are worked on at once, the others wait; cache_bytes: the most that their keys and values may
         take (one request is always let in); prefix_bytes: size of the prefix cache, 0 = none; lookup: tokens to guess from the text so far and verify in one pass (speculative decoding), 0 = none."""
-        self.runtime = make_runtime(model.config, model.state_dict(), precision)
+        self.runtime = make_runtime(model.config, model.state_dict(), precision, device)
         self.tokenizer = tokenizer
         self.name = name
         self.card = card or {}
@@ -88,7 +89,7 @@ class Engine:
         artifact.verify()
         use_threads(threads)
         if options.get("precision") == "auto":
-            options["precision"] = "bf16" if has_bf16() else "fp32"
+            options["precision"] = "bf16" if has_bf16() or options.get("device") == "cuda" else "fp32"
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         chat = artifact.card["kind"] == "sft" or tokenizer.template is not None
         return cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
@@ -143,7 +144,7 @@ class Engine:
         for prompt in prompts:
             self.check(prompt, answer=False)
             hidden = self.runtime.forward([prompt], [0], self.runtime.cache())  # (T, D)
-            vectors.append(torch.nn.functional.normalize(hidden.float().mean(0), dim=0))
+            vectors.append(torch.nn.functional.normalize(hidden.float().mean(0), dim=0).cpu())
         return torch.stack(vectors)
 
     @property

@@ -36,9 +36,14 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype = torch.float32, rows: int = 1, positions: int = 4 * BLOCK
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype = torch.float32,
+        rows: int = 1,
+        positions: int = 4 * BLOCK,
+        device: torch.device | str = "cpu",
     ):
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.device = config, dtype, device
         self.rows, self.positions = 0, 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -57,7 +62,7 @@ class KVCache:
         for layer in range(c.layers):
             for old, new in ((keys, self.keys), (values, self.values)):
                 # zeros, not empty: a masked position is multiplied by 0, and 0 · NaN is NaN
-                fresh = torch.zeros(rows, c.kv_heads, positions, c.head_dim, dtype=self.dtype)
+                fresh = torch.zeros(rows, c.kv_heads, positions, c.head_dim, dtype=self.dtype, device=self.device)
                 if old:
                     fresh[: self.rows, :, : self.positions] = old[layer]
                 new.append(fresh)

@@ -23,10 +23,19 @@ from jielong.model.native import NativeRuntime, fits, library, quantise
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
-def make_runtime(config: ModelConfig, state: dict[str, Tensor], precision: str = "fp32") -> Runtime:
-    """The fastest runtime that this machine has for the model. Raises UserError for an unknown precision."""
+def make_runtime(
+    config: ModelConfig, state: dict[str, Tensor], precision: str = "fp32", device: str = "cpu"
+) -> Runtime:
+    """The fastest runtime that this machine has for the model; device: cpu or cuda. Raises UserError for an unknown
+    precision, or where there is no such device."""
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device must be cpu or cuda, not {device!r}.")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("PyTorch finds no NVIDIA GPU here; leave --device out, or install PyTorch with CUDA.")
+        return TorchRuntime(config, state, precision, "cuda:0")
     code = library() if fits(config) else None
     return TorchRuntime(config, state, precision) if code is None else NativeRuntime(config, state, precision, code)
 
@@ -52,7 +61,7 @@ class Matrix:
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
         n, k = self.weight.shape
-        if k % 32 or n % 4:  # the operator reads whole vectors, past the end of other shapes
+        if k % 32 or n % 4 or x.device.type != "cpu":  # the operator reads whole vectors, past the end of other shapes
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale  # (…, N)
         else:
             y = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, k), self.weight, self.scale)
@@ -62,6 +71,8 @@ class Matrix:
 
 def _pack(weight: Tensor) -> tuple[Tensor, bool]:
     """oneDNN's own order of a bfloat16 matrix, twice as fast for few rows, where this build and processor have it."""
+    if weight.device.type != "cpu":
+        return weight, False
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
         torch.ops.mkldnn._linear_pointwise(weight[:1], packed, None, "none", [], "")
@@ -104,12 +115,13 @@ class TorchRuntime:
 
     name = "torch"
 
-    def __init__(self, config: ModelConfig, state: dict[str, Tensor], precision: str = "fp32"):
+    def __init__(self, config: ModelConfig, state: dict[str, Tensor], precision: str = "fp32", device: str = "cpu"):
         c = self.config = config
         self.precision = precision
+        self.device = torch.device(device)
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         with torch.no_grad():
-            state = {k: v.detach() for k, v in state.items()}
+            state = {k: v.detach().to(self.device) for k, v in state.items()}
             self.embedding = state["embedding.weight"].to(self.dtype)  # (V, D)
             self.places = state["places.weight"].to(self.dtype) if c.positions == "learned" else None
             self.layers = [Layer(state, n, c, precision) for n in range(c.layers)]
@@ -119,7 +131,7 @@ class TorchRuntime:
             self._cos, self._sin = torch.empty(0), torch.empty(0)
 
     def cache(self) -> KVCache:
-        return KVCache(self.config, self.dtype)
+        return KVCache(self.config, self.dtype, device=self.device)
 
     @torch.inference_mode()
     def forward(self, parts: Sequence[Sequence[int]], starts: Sequence[int], cache: KVCache, row: int = 0) -> Tensor:
@@ -130,22 +142,24 @@ class TorchRuntime:
         overwritten or hidden later.
         """
         B, T = len(parts), max(map(len, parts))
-        tokens = torch.tensor([[*p, *[0] * (T - len(p))] for p in parts])  # (B, T)
+        tokens = torch.tensor([[*p, *[0] * (T - len(p))] for p in parts], device=self.device)  # (B, T)
         end = max(starts) + T
         cache.reserve(row + B, end)
-        start = torch.tensor(starts)  # (B,)
-        positions = start.unsqueeze(1) + torch.arange(T)  # (B, T)
+        start = torch.tensor(starts, device=self.device)  # (B,)
+        positions = start.unsqueeze(1) + torch.arange(T, device=self.device)  # (B, T)
         even = min(starts) == max(starts)
         x = F.embedding(tokens, self.embedding)  # (B, T, D)
         rope = None
         if self.places is not None:
             x = x + F.embedding(positions.clamp_max(self.config.context - 1), self.places)
         else:
-            rope = self._rope(positions[:1] if even else positions)
+            rope = self._rope(positions[:1] if even else positions, end)
         mask = None
         if T > 1 or not even:  # (B or 1, 1, 1, T, S): a query sees the positions up to its own
-            hidden = torch.arange(end) > (positions[:1] if even else positions).unsqueeze(-1)
-            mask = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
+            hidden = torch.arange(end, device=self.device) > (positions[:1] if even else positions).unsqueeze(-1)
+            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))[
+                :, None, None
+            ]
         for n, layer in enumerate(self.layers):
             x = x + self._attention(
                 layer, n, self._normed(x, layer.attention_norm), rope, mask, cache, row, starts, even
@@ -159,9 +173,9 @@ class TorchRuntime:
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(N, D) → (N, V) float32"""
+        """(N, D) → (N, V) float32 on the processor"""
         with torch.inference_mode():
-            return self.head(hidden).float()
+            return self.head(hidden).float().cpu()
 
     def likeliest(self, logits: Tensor) -> tuple[list[int], list[float]]:
         """Of logits (N, V): the likeliest tokens and log Σ exp of each row."""
@@ -173,12 +187,11 @@ class TorchRuntime:
             return F.layer_norm(x, weight.shape, weight, bias, self.config.norm_eps)
         return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, T, 1, 1, d/2)"""
-        end = int(positions.max()) + 1
+    def _rope(self, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, T, 1, 1, d/2) of positions below `end`"""
         if end > len(self._cos):
             angle = torch.arange(max(512, 2 * end)).float().unsqueeze(1) * rope_frequencies(self.config)
-            self._cos, self._sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
+            self._cos, self._sin = (t.to(self.device, self.dtype) for t in (angle.cos(), angle.sin()))
         return self._cos[positions][:, :, None, None], self._sin[positions][:, :, None, None]
 
     def _attention(

@@ -42,7 +42,14 @@ def load_models(config: ServeConfig, run: Run) -> list[Served]:
             path, _, artifact = place.partition(":")
             folder = Run(path)
         picked = pick_model(folder, artifact)
-        engine = Engine.load(picked, config.threads, precision=config.precision, rows=config.rows, lookup=config.lookup)
+        engine = Engine.load(
+            picked,
+            config.threads,
+            precision=config.precision,
+            device=config.device,
+            rows=config.rows,
+            lookup=config.lookup,
+        )
         engine.name = name or picked.name
         if engine.name in served:
             raise UserError(f"Two models are named {engine.name!r}; name them apart: --model NAME=RUN.")

@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     args = parser.parse_args()
     command = [sys.executable, "-u", "-m", "jielong.cli", "serve", "--run", str(args.run), "--no-open"]
+    command += ["--prefix-mb", "8"]  # full within the warm-up: a cache that still fills would look like a leak
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert server.stdout

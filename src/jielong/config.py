@@ -249,6 +249,8 @@ class ServeConfig:
     """Tokens to guess from the text so far and verify in one pass; 0 = none."""
     rows: int = 32
     """Requests that are answered at the same time."""
+    prefix_mb: int = 256
+    """Memory in MB for what prompts begin with, so that it is computed once; 0 = none."""
     waiting: int = 64
     """Requests that may wait beside them; one more is answered 429."""
     connections: int = 512

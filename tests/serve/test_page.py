@@ -25,11 +25,13 @@ def serving(*options):
         text=True,
     )
     assert process.stdout
-    found = re.search(r"http://\S+", process.stdout.readline())
-    assert found
-    yield found.group()
-    process.terminate()
-    process.wait(20)
+    try:
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found
+        yield found.group()
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from jielong.serve.worker import Busy, Closing, Ticket, Worker
 
 PAGE = Path(__file__).parent / "page"
 WAITING = 64  # requests beyond those in the batch; one more is answered 429
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -103,7 +104,7 @@ def make_app(
             raise HTTPException(404, "This run has no report yet; make it with `jielong report`.")
         return HTMLResponse(file.read_text(encoding="utf-8"), headers={"Content-Security-Policy": REPORT_POLICY})
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, request: Request) -> Response:
         engine = find(body.model).engine
         messages = [m.plain() for m in body.messages]
@@ -114,7 +115,7 @@ def make_app(
         ticket = worker.submit(engine, work)
         return await respond(Answer(engine, "chat", ticket.requests, bool(body.logprobs), n), ticket, body, request)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Response:
         engine = find(body.model).engine
         prompts = await asyncio.to_thread(token_ids, engine, body.prompt)

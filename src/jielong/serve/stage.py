@@ -48,6 +48,7 @@ def load_models(config: ServeConfig, run: Run) -> list[Served]:
             precision=config.precision,
             device=config.device,
             rows=config.rows,
+            prefix_bytes=config.prefix_mb << 20,
             lookup=config.lookup,
         )
         engine.name = name or picked.name
@@ -90,6 +91,8 @@ def run(config: ServeConfig, run: Run) -> None:
             )
     if config.port is not None and not 0 <= config.port < 65536:
         raise UserError("--port must lie between 0 and 65535.")
+    if config.rows < 1 or config.waiting < 0 or config.prefix_mb < 0 or config.lookup < 0 or config.connections < 1:
+        raise UserError("--rows and --connections must be at least 1; --waiting, --prefix-mb and --lookup at least 0.")
     if told := hint():
         print(told, file=sys.stderr)
     served = load_models(config, run)

@@ -146,12 +146,12 @@ def test_two_models_side_by_side_behind_a_key(life, tmp_path):
         expect(page.locator(".side .tools")).to_have_count(4, timeout=30_000)
         # each continues from its own answers; another link of one chain leaves the other alone
         page.check("#chain")
-        past = page.locator(".side").nth(2).locator(".text").text_content()
-        page.locator(".side").nth(3).locator(".token").first.focus()
+        past = page.locator(".side").nth(3).locator(".text").text_content()
+        page.locator(".side").nth(2).locator(".token").first.focus()
         page.keyboard.press("Enter")
         page.locator("#candidates button:not(.chosen)").first.click()
         expect(page.locator(".branch")).to_have_count(1, timeout=30_000)
-        assert page.locator(".side").nth(2).locator(".text").text_content() == past
+        assert page.locator(".side").nth(3).locator(".text").text_content() == past
         page.screenshot(path=SHOTS / "6-compare.png")
         # the other model alone; the choice outlives a reload, the key too
         page.select_option("#model", "base")

@@ -244,7 +244,7 @@ async def schemathesis(load: Load) -> None:
         if found := re.search(r"(\d+) generated", output):
             load.done["schemathesis cases"] += int(found.group(1))
         if process.returncode:
-            load.blame(f"schemathesis, seed {seed}:\n{output[-3000:]}")
+            load.blame(f"schemathesis, seed {seed}:\n{output[-20_000:]}")
 
 
 async def run(args: argparse.Namespace, url: str, server: subprocess.Popen) -> Load:

@@ -242,6 +242,17 @@ def test_cuts_and_penalties():
     assert shape_logits(values, Sampling(logit_bias={1: 100.0}), [], []).argmax() == 1
 
 
+@pytest.mark.parametrize("cold", [1e-3, 1e-40, 2.3e-308, 5e-324])
+def test_settings_at_their_limits_stay_numbers(cold):
+    logits = torch.tensor([1.0, 3.0, 2.0, -1.0])
+    assert distribution(logits, Sampling(temperature=cold)).tolist() == [0, 1, 0, 0]
+    assert distribution(logits, Sampling(temperature=5, top_p=cold, min_p=cold)).tolist() == [0, 1, 0, 0]
+    shaped = shape_logits(logits, Sampling(repetition_penalty=cold), [1, 2], [])
+    assert bool(shaped.isfinite().all()) and shaped.argmax() in (1, 2)
+    token, logprob = draw(shaped, Sampling(temperature=cold), torch.Generator().manual_seed(1))
+    assert token in (1, 2) and logprob <= 0
+
+
 def test_half_a_character_is_never_shown():
     stream = Utf8Stream()
     assert [stream.push(bytes([b])) for b in "a法b".encode()] == ["a", "", "", "法", "b"]

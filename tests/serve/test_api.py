@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from fastapi.testclient import TestClient
@@ -63,7 +64,7 @@ def test_completions_by_text_and_ids(client, tokenizer):
     [
         ({"messages": []}, 400), ({"messages": [{"role": "robot", "content": "x"}]}, 400), ({"temperature": -1}, 400),
         ({"top_logprobs": 99}, 400), ({"model": "nothing"}, 404), ({"continue_from": [10**6]}, 400), ({"max_tokens": -1}, 400),
-        ({"logit_bias": {"x": 1}}, 400), ({"logit_bias": {"999999": 1}}, 400), ({"n": 99}, 400), ({"messages": "Hi"}, 400),
+        ({"logit_bias": {"x": 1}}, 400), ({"logit_bias": {"999999": 1}}, 400), ({"logit_bias": {"9" * 5000: 1}}, 400), ({"n": 99}, 400), ({"messages": "Hi"}, 400),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}}, 400),
         ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400),
@@ -72,6 +73,17 @@ def test_completions_by_text_and_ids(client, tokenizer):
 def test_mistakes_have_openai_form(client, body, status):
     response = chat(client, **body)
     assert response.status_code == status and response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 2.3e-308}, {"repetition_penalty": 5e-324}, {"top_p": 5e-324, "min_p": 5e-324}, {"temperature": 1e-40, "min_p": 1}],
+)  # fmt: skip
+def test_settings_at_their_limits_are_answered(client, settings, stream):
+    response = chat(client, logprobs=True, top_logprobs=20, stream=stream, **settings)
+    assert response.status_code == 200
+    assert not re.search(r"NaN|Infinity", response.text)
 
 
 def test_closed_to_other_sites(client):

@@ -49,7 +49,7 @@ class JsonProcessor:
                 torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)[: len(logits)] != 0
             )
             allowed[: len(mask)] = mask
-        allowed[self._ends] = self._matcher.is_accepting() or self._matcher.is_stopped()
+        allowed[self._ends] = self._matcher.is_accepting() or self._matcher.is_stopped() or not bool(allowed.any())
         return logits.masked_fill(~allowed, float("-inf"))
 
 

@@ -14,6 +14,12 @@ Processor = Callable[[Sequence[int], Tensor], Tensor]
 its own state for one request and is called once per generated token, in order."""
 
 
+LARGEST = 1e30
+"""What a penalty may make of a logit: far from everything else, yet finite."""
+COLDEST = 1e-6
+"""A lower temperature draws what this one draws; float32 could not divide by it."""
+
+
 @dataclass
 class Sampling:
     """How the next token is drawn; the defaults of the API."""
@@ -64,7 +70,7 @@ def shape_logits(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answ
         index = torch.tensor(sorted({*prompt, *answer}))
         picked = logits[index]
         penalty = sampling.repetition_penalty
-        logits[index] = torch.where(picked > 0, picked / penalty, picked * penalty)
+        logits[index] = torch.where(picked > 0, picked / penalty, picked * penalty).clamp(-LARGEST, LARGEST)
     if answer and (sampling.presence_penalty or sampling.frequency_penalty):
         counts = Counter(answer)
         count = torch.tensor(list(counts.values()), dtype=torch.float32)
@@ -80,7 +86,8 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (V,) after temperature, top-k, min-p and top-p, in that order; they sum to 1."""
     if sampling.temperature <= 0:
         return torch.zeros_like(logits, dtype=torch.float32).index_fill_(0, logits.argmax(), 1.0)
-    p = torch.softmax(logits.float() / sampling.temperature, -1)
+    logits = logits.float()
+    p = torch.softmax((logits - logits.max()) / max(sampling.temperature, COLDEST), -1)
     if sampling.top_k > 0:
         floor = p.topk(min(sampling.top_k, len(p))).values[-1]
         p = p.where(p >= floor, 0.0)
@@ -89,7 +96,7 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         values, index = p.sort(descending=True, stable=True)
         before = values.cumsum(0) - values
-        p = p.index_fill(0, index[before >= sampling.top_p * values.sum()], 0.0)
+        p = p.index_fill(0, index[1:][before[1:] >= sampling.top_p * values.sum()], 0.0)  # the likeliest one stays
     return p / p.sum()
 
 

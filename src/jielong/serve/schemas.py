@@ -92,7 +92,7 @@ class Common(Body):
     @field_validator("logit_bias")
     @classmethod
     def biases_are_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value and not all(key.isascii() and key.isdigit() for key in value):
+        if value and not all(key.isascii() and key.isdigit() and len(key) < 10 for key in value):
             raise ValueError("keys must be token ids")
         return value
 

@@ -17,13 +17,12 @@ import sys
 import time
 from pathlib import Path
 
+TURNS = 3  # of the short measurements, in one process
 PROMPT = "Once upon a time there was a small dragon who lived in the mountains of a far country and"
 
 
 def child(spec: dict) -> dict:
     """One measurement, in this process."""
-    import resource
-
     import torch
 
     torch.set_num_threads(spec["threads"])
@@ -35,9 +34,13 @@ def child(spec: dict) -> dict:
         "served": served,
     }
     found = tools[spec["tool"]](spec)
-    who = resource.RUSAGE_CHILDREN if spec["tool"] == "served" else resource.RUSAGE_SELF
-    found["peak_gb"] = resource.getrusage(who).ru_maxrss / 1e6
-    return found
+    return {"peak_gb": peak("self"), **found}  # a server's peak is its own
+
+
+def peak(process: str) -> float:
+    """The most memory that a process had at once, in GB. (getrusage would count its parent's before exec.)"""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e6
 
 
 def jielong(spec: dict) -> dict:
@@ -50,13 +53,18 @@ def jielong(spec: dict) -> dict:
     engine.generate([ids], Sampling(temperature=0, max_tokens=4, ignore_end=True))
     if spec.get("mixed"):
         return mixed(engine, ids, spec)
-    started = time.perf_counter()
-    requests = [engine.submit(ids, sampling) for _ in range(spec["batch"])]
-    engine.step()
-    first = time.perf_counter() - started
-    while any(r.finish is None for r in requests):
+
+    def once() -> tuple[float, float]:
+        started = time.perf_counter()
+        requests = [engine.submit(ids, sampling) for _ in range(spec["batch"])]
         engine.step()
-    took = time.perf_counter() - started
+        first = time.perf_counter() - started
+        while any(r.finish is None for r in requests):
+            engine.step()
+        return time.perf_counter() - started, first
+
+    runs = [once() for _ in range(TURNS)]
+    took, first = (statistics.median(times) for times in zip(*runs, strict=True))
     return {"tokens_per_second": spec["batch"] * spec["tokens"] / took, "first": first}
 
 
@@ -183,8 +191,9 @@ def served(spec: dict) -> dict:
 
         everyone(4)
         firsts.clear()
-        took = everyone(spec["tokens"])
-        return {"tokens_per_second": spec["batch"] * spec["tokens"] / took, "first": statistics.median(firsts)}
+        took = statistics.median(everyone(spec["tokens"]) for _ in range(TURNS))
+        speed = spec["batch"] * spec["tokens"] / took
+        return {"tokens_per_second": speed, "first": statistics.median(firsts), "peak_gb": peak(str(server.pid))}
     finally:
         server.terminate()
         server.wait()
@@ -232,6 +241,16 @@ def main() -> None:
     print(f"medians of {args.repeats}; reading memory: {bandwidth:.1f} GB/s")
     for spec, median in list(zip(specs, medians, strict=True))[1:]:
         print(line(spec, median, bandwidth))
+    for spec, results in zip(specs, found, strict=True):
+        if spec["tool"] == "served":
+            engine = found[specs.index({k: v for k, v in spec.items() if k != "stream"} | {"tool": "jielong"})]
+            ratio = statistics.median(
+                e["tokens_per_second"] / r["tokens_per_second"] for e, r in zip(engine, results, strict=True)
+            )
+            how = "streamed" if spec["stream"] else "whole"
+            print(
+                f"{spec['name']:8} server, {how} answers, batch {spec['batch']:2}: {ratio - 1:+.0%} time over the engine alone"
+            )
 
 
 def list_specs(name: str, run: Path, tokens: int, args: argparse.Namespace) -> list[dict]:
@@ -249,9 +268,11 @@ def list_specs(name: str, run: Path, tokens: int, args: argparse.Namespace) -> l
             specs.append({**base, "tool": "llama.cpp", "precision": precision, "batch": 1, "gguf": gguf})
     for precision in ("fp32", "bf16"):
         specs.append({**base, "tool": "jielong", "precision": precision, "batch": 32, "mixed": True})
-    for batch in (1, 16):
+    for batch in (1, 16):  # right after the engine alone: the machine's speed changes within minutes
         for stream in (False, True):
-            specs.append({**base, "tool": "served", "precision": "bf16", "batch": batch, "stream": stream})
+            spec = {**base, "tool": "served", "precision": "bf16", "batch": batch}
+            at = specs.index({**spec, "tool": "jielong"})
+            specs.insert(at + 1, {**spec, "stream": stream})
     return specs
 
 

@@ -107,12 +107,14 @@ def test_many_at_once_do_not_mix(client):
 
 
 def test_a_client_that_goes_away_frees_its_place(client, url):
-    stream = client.completions.create(model="tuned", prompt="x", max_tokens=150, stream=True, extra_body={"ignore_eos": True})  # fmt: skip
+    stream = client.completions.create(model="tuned", prompt=["x"] * 4, n=16, max_tokens=150, stream=True, extra_body={"ignore_eos": True})  # fmt: skip
     next(iter(stream))
     stream.close()
 
     def slow():
-        body = json.dumps({"model": "tuned", "prompt": "y", "max_tokens": 150, "ignore_eos": True}).encode()
+        body = json.dumps(
+            {"model": "tuned", "prompt": ["y"] * 4, "n": 16, "max_tokens": 150, "ignore_eos": True}
+        ).encode()
         request = urllib.request.Request(url + "/v1/completions", body, {"Content-Type": "application/json"})
         urllib.request.urlopen(request, timeout=0.05)
 

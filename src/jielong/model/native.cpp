@@ -12,11 +12,16 @@
 #include <cstring>
 #include <vector>
 
+#include "team.h"
+
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
 namespace {
+
+using team::Crew;
+using team::Team;
 
 typedef float f32 __attribute__((vector_size(64)));          // 16 lanes of each
 typedef int32_t i32 __attribute__((vector_size(64)));
@@ -199,10 +204,9 @@ void rows(const Matrix& m, const typename P::Input* x, const float* scales, int6
 
 // y (count, width) = or += x (count, inputs) times the matrix; the threads share the panels. `width` is a multiple of 32.
 template <class P>
-void multiply(const Matrix& m, const typename P::Input* x, const float* scales, int count, float* y, int64_t width,
+void multiply(Crew& crew, const Matrix& m, const typename P::Input* x, const float* scales, int count, float* y, int64_t width,
               Then then = STORE, int activation = SWIGLU) {
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < m.outputs / PANEL; panel++)
+    crew.share(m.outputs / PANEL, [&](int64_t panel) {
         for (int r = 0; r < count;) {
             const auto* in = x + r * m.inputs;
             float* to = y + r * width;
@@ -213,6 +217,7 @@ void multiply(const Matrix& m, const typename P::Input* x, const float* scales, 
             else ROWS(1)
 #undef ROWS
         }
+    });
 }
 
 void normalise(const float* x, int n, const Norm& norm, int kind, float eps, float* to) {
@@ -362,60 +367,54 @@ template <class P> void forward(const Model& m, const Batch& b, float* hidden) {
     std::vector<float> x(M * line), qkv(M * wide), attended(M * middle), inner(M * mlp), scales(M), scratch(M * line);
     std::vector<Input> input(M * (middle > mlp ? (middle > line ? middle : line) : (mlp > line ? mlp : line)) + 2);
 
-#pragma omp parallel num_threads(b.threads)
-    {
+    Team::get().run(b.threads, [&](Crew& crew) {
         std::vector<float> buffer(4 * room);
-#pragma omp for schedule(static)
-        for (int i = 0; i < M; i++)
+        crew.share(M, [&](int64_t i) {
             for (int j = 0; j < D; j++) {
                 const int64_t at = int64_t(b.tokens[i]) * D + j, place = int64_t(b.positions[i]) * D + j;
                 x[i * line + j] = single(((const T*)m.embedding)[at]);
                 if (m.places) x[i * line + j] += single(((const T*)m.places)[place]);
             }
+        });
         const auto normed = [&](const Norm& norm) {  // norm of x, prepared for a product
-#pragma omp for schedule(static)
-            for (int i = 0; i < M; i++) {
+            crew.share(M, [&](int64_t i) {
                 normalise(&x[i * line], D, norm, m.norm_kind, m.eps, &scratch[i * line]);
                 scales[i] = P::prepare(&scratch[i * line], &input[i * D], D);
-            }
+            });
         };
         const auto ready = [&](const std::vector<float>& from, int64_t stride, int n) {
-#pragma omp for schedule(static)
-            for (int i = 0; i < M; i++) scales[i] = P::prepare(&from[i * stride], &input[i * int64_t(n)], n);
+            crew.share(M, [&](int64_t i) { scales[i] = P::prepare(&from[i * stride], &input[i * n], n); });
         };
         for (int n = 0; n < m.layers; n++) {
             const Layer& layer = m.layer[n];
             normed(layer.attention_norm);
-            multiply<P>(layer.qkv, input.data(), scales.data(), M, qkv.data(), wide);
-#pragma omp for schedule(static) collapse(2)
-            for (int i = 0; i < M; i++)
-                for (int h = 0; h < heads; h++) place_head<T>(m, b, n, i, h, &qkv[i * wide + h * d]);
-#pragma omp for schedule(dynamic) collapse(2)
-            for (size_t u = 0; u < units.size(); u++)
-                for (int g = 0; g < G; g++)
-                    attend_unit<T>(m, b, n, units[u], g, qkv.data(), wide, buffer.data(), room, attended.data(), middle);
+            multiply<P>(crew, layer.qkv, input.data(), scales.data(), M, qkv.data(), wide);
+            crew.share(int64_t(M) * heads, [&](int64_t k) {
+                const int i = int(k / heads), h = int(k % heads);
+                place_head<T>(m, b, n, i, h, &qkv[i * wide + h * d]);
+            });
+            crew.deal(int64_t(units.size()) * G, [&](int64_t k) {
+                attend_unit<T>(m, b, n, units[k / G], int(k % G), qkv.data(), wide, buffer.data(), room, attended.data(),
+                               middle);
+            });
             ready(attended, middle, H * d);
-            multiply<P>(layer.o, input.data(), scales.data(), M, x.data(), line, ADD);
+            multiply<P>(crew, layer.o, input.data(), scales.data(), M, x.data(), line, ADD);
             normed(layer.mlp_norm);
-            multiply<P>(layer.up, input.data(), scales.data(), M, inner.data(), mlp, ACTIVATE, m.activation);
+            multiply<P>(crew, layer.up, input.data(), scales.data(), M, inner.data(), mlp, ACTIVATE, m.activation);
             ready(inner, mlp, m.mlp_width);
-            multiply<P>(layer.down, input.data(), scales.data(), M, x.data(), line, ADD);
+            multiply<P>(crew, layer.down, input.data(), scales.data(), M, x.data(), line, ADD);
         }
-#pragma omp for schedule(static)
-        for (int i = 0; i < M; i++) normalise(&x[i * line], D, m.norm, m.norm_kind, m.eps, hidden + int64_t(i) * D);
-    }
+        crew.share(M, [&](int64_t i) { normalise(&x[i * line], D, m.norm, m.norm_kind, m.eps, hidden + i * D); });
+    });
 }
 
 template <class P> void head(const Model& m, const float* hidden, int M, int threads, float* logits) {
     std::vector<float> scales(M);
     std::vector<typename P::Input> input(int64_t(M) * m.width + 2);
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int i = 0; i < M; i++)
-            scales[i] = P::prepare(hidden + int64_t(i) * m.width, &input[int64_t(i) * m.width], m.width);
-        multiply<P>(m.head, input.data(), scales.data(), M, logits, m.head.outputs);
-    }
+    Team::get().run(threads, [&](Crew& crew) {
+        crew.share(M, [&](int64_t i) { scales[i] = P::prepare(hidden + i * m.width, &input[i * m.width], m.width); });
+        multiply<P>(crew, m.head, input.data(), scales.data(), M, logits, m.head.outputs);
+    });
 }
 
 }  // namespace
@@ -439,8 +438,7 @@ void jielong_logits(const Model* m, const float* hidden, int count, int threads,
 // best (count,): the likeliest token; total (count,): log Σ exp of the logits (count, stride), of which V count
 void jielong_greedy(const float* logits, int count, int64_t vocabulary, int64_t stride, int threads, int64_t* best,
                     float* total) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int i = 0; i < count; i++) {
+    const auto one = [=](int64_t i) {
         const float* x = logits + i * stride;
         const int64_t whole = vocabulary / LANES * LANES;
         f32 top = splat(-INFINITY), sums = {};
@@ -452,6 +450,7 @@ void jielong_greedy(const float* logits, int count, int64_t vocabulary, int64_t 
         best[i] = 0;
         while (best[i] + 1 < vocabulary && x[best[i]] != most) best[i]++;
         total[i] = most + std::log(sum(sums) + rest);
-    }
+    };
+    Team::get().run(threads, [&](Crew& crew) { crew.share(count, one); });
 }
 }

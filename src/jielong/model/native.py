@@ -29,6 +29,7 @@ from jielong.model.cache import KVCache
 from jielong.model.gpt import rope_frequencies
 
 SOURCE = Path(__file__).with_name("native.cpp")
+THREADS = Path(__file__).with_name("team.h")
 PANEL, LANES = 32, 16  # as in native.cpp
 
 Pointer, Int, Long, Float = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
@@ -72,10 +73,9 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("JIELONG_NATIVE") == "0":
         return None
     for command in _compilers():
-        for flags in (["-fopenmp"], []):  # without OpenMP it runs on one core
-            built = build([*command, "-O3", _tuning(), *flags])
-            if built is not None:
-                return built
+        built = build([*command, "-O3", _tuning()])
+        if built is not None:
+            return built
     return None
 
 
@@ -102,8 +102,10 @@ def _tuning() -> str:
 def build(command: list[str]) -> ctypes.CDLL | None:
     """Compile with this command and load; None when that fails. What was compiled before by the same command for this
     processor is taken from the cache."""
-    command = [*command, "-std=c++17", "-fPIC", "-shared"]
-    key = hashlib.sha256("\0".join([*command, _processor(), torch.__version__]).encode() + SOURCE.read_bytes())
+    command = [*command, "-std=c++17", "-fPIC", "-shared", "-pthread"]
+    key = hashlib.sha256(
+        "\0".join([*command, _processor(), torch.__version__]).encode() + SOURCE.read_bytes() + THREADS.read_bytes()
+    )
     name = f"native-{key.hexdigest()[:16]}.so"
     user = os.getuid() if hasattr(os, "getuid") else "native"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

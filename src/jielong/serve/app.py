@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -131,51 +130,43 @@ def make_app(
     async def respond(
         answer: Answer, ticket: Ticket, body: ChatRequest | CompletionRequest, request: Request
     ) -> Response:
-        started = time.perf_counter()
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            parts = sse(answer, ticket, usage, started)
+            parts = sse(answer, ticket, usage)
             return StreamingResponse(parts, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         with ticket:
-            reading = asyncio.ensure_future(drain(ticket, started))
+            reading = asyncio.ensure_future(ticket.done())
             gone = asyncio.ensure_future(disconnected(request))
             try:
                 await asyncio.wait({reading, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if not reading.done():
                     return Response(status_code=499)  # nobody reads it
-                reading.result()
             finally:
                 reading.cancel()
                 gone.cancel()
         for r in answer.requests:
             if r.error:
                 raise r.error
+        metrics.first_token(ticket.first)
         return JSONResponse(answer.whole())
-
-    async def drain(ticket: Ticket, started: float) -> None:
-        first = True
-        async for _ in ticket.steps():
-            if first:
-                metrics.first_token(time.perf_counter() - started)
-                first = False
 
     async def disconnected(request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    async def sse(answer: Answer, ticket: Ticket, usage: bool, started: float) -> AsyncIterator[str]:
+    async def sse(answer: Answer, ticket: Ticket, usage: bool) -> AsyncIterator[str]:
         with ticket:  # left when the client goes: what is not finished is cancelled
-            for index in range(len(ticket.requests)):
-                yield event(answer.chunk(index, None))
+            yield "".join(event(answer.chunk(index, None)) for index in range(len(ticket.requests)))
             first = True
-            async for index, step in ticket.steps():
+            async for batch in ticket.batches():
                 if first:
-                    metrics.first_token(time.perf_counter() - started)
+                    metrics.first_token(ticket.first)
                     first = False
-                if step.finish == "error":
-                    yield event(error_body(str(ticket.requests[index].error), "server_error"))
+                failed = next((index for index, step in batch if step.finish == "error"), None)
+                if failed is not None:
+                    yield event(error_body(str(ticket.requests[failed].error), "server_error"))
                     return
-                yield event(answer.chunk(index, step))
+                yield "".join(event(answer.chunk(index, step)) for index, step in batch)
             if usage:
                 yield event(answer.usage_chunk())
             yield "data: [DONE]\n\n"

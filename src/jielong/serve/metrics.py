@@ -66,8 +66,9 @@ class Metrics:
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
-    def first_token(self, seconds: float) -> None:
-        self._first.observe(seconds)
+    def first_token(self, seconds: float | None) -> None:
+        if seconds is not None:
+            self._first.observe(seconds)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

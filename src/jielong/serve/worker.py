@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,6 +17,7 @@ from jielong.generate.request import Request, Step
 from jielong.generate.sampling import Sampling
 
 T = TypeVar("T")
+PAUSE = 0.025  # seconds between two looks at the tokens of a streamed answer, too short to be seen
 
 
 class Busy(Exception):
@@ -35,6 +37,8 @@ class Worker:
         self.open = 0
         """Requests that wait or run."""
         self.closing = False
+        self.told: list[Ticket] = []
+        """Tickets whose readers wait for what the current step has told them."""
         self._wake = threading.Condition()
         self._jobs: deque[Callable[[], None]] = deque()
         self._stopped = False
@@ -68,6 +72,14 @@ class Worker:
                 except Exception as problem:  # a mistake of ours: these requests fail, the server goes on
                     traceback.print_exc()
                     engine.fail(problem)
+                self._wake_readers()
+
+    def _wake_readers(self) -> None:
+        """Once for everyone whom the step had news for, when it is over and the interpreter free."""
+        told, self.told = self.told, []
+        for loop in {ticket.loop for ticket in told}:
+            mine = [ticket for ticket in told if ticket.loop is loop]
+            self._tell(loop, lambda mine=mine: [ticket.wake() for ticket in mine])
 
     async def call(self, job: Callable[[], T]) -> T:
         """Run `job` between two steps and return its value."""
@@ -108,7 +120,7 @@ class Worker:
         self._check(len(work))
         for prompt, sampling in work:
             engine.check(prompt, answer=sampling.max_tokens > 0)
-        ticket = Ticket(self, engine, asyncio.get_running_loop())
+        ticket = Ticket(self, engine, asyncio.get_running_loop(), len(work))
         for index, (prompt, sampling) in enumerate(work):
             ticket.requests.append(engine.submit(prompt, sampling, ticket.sink(index), score))
         self.open += len(work)
@@ -118,30 +130,67 @@ class Worker:
 
 
 class Ticket:
-    """Requests in the engine's hands: an asynchronous stream of (index, step). Use it as a context, so that leaving it,
-    for whatever reason, cancels what is not finished."""
+    """Requests in the engine's hands. Use it as a context, so that leaving it, for whatever reason, cancels what is not
+    finished.
 
-    def __init__(self, worker: Worker, engine: Engine, loop: asyncio.AbstractEventLoop):
+    Waking the event loop costs as much as a small model needs for a token, so it is not done for each: `batches` looks
+    every PAUSE at what has come, unless nothing has, and `done` is woken once."""
+
+    def __init__(self, worker: Worker, engine: Engine, loop: asyncio.AbstractEventLoop, count: int):
         self.requests: list[Request] = []
-        self._worker, self._engine, self._loop = worker, engine, loop
-        self._queue: asyncio.Queue[tuple[int, Step]] = asyncio.Queue()
+        self.began = time.perf_counter()
+        self.first: float | None = None
+        """Seconds to the first token of any request."""
+        self._worker, self._engine, self.loop = worker, engine, loop
+        self._left = count  # unfinished; the engine's thread counts
+        self._steps: deque[tuple[int, Step]] = deque()
+        self._hungry = False  # the reader has nothing and waits
+        self._wake = asyncio.Event()
 
     def sink(self, index: int) -> Callable[[Step], None]:
-        queue, loop = self._queue, self._loop
-
         def tell(step: Step) -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(queue.put_nowait, (index, step))
+            if self.first is None:
+                self.first = time.perf_counter() - self.began
+            self._steps.append((index, step))
+            self._left -= step.finish is not None
+            if self._hungry or not self._left:
+                self._hungry = False
+                with contextlib.suppress(RuntimeError):
+                    self.loop.call_soon_threadsafe(self._wake.set)
 
         return tell
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
-        """Every step of every request, until all have finished."""
+    def wake(self) -> None:
+        """In the event loop: there is something to read."""
+        self._wake.set()
+
+    async def done(self) -> None:
+        """When every request has finished."""
+        while self._left:
+            self._wake.clear()
+            if self._left:
+                await self._wake.wait()
+
+    async def batches(self) -> AsyncIterator[list[tuple[int, Step]]]:
+        """Every step of every request as (index, step), several at once where they come fast."""
         left = len(self.requests)
         while left:
-            index, step = await self._queue.get()
-            left -= step.finish is not None
-            yield index, step
+            self._wake.clear()
+            self._hungry = True
+            if not self._steps:
+                await self._wake.wait()
+            self._hungry = False
+            batch = [self._steps.popleft() for _ in range(len(self._steps))]
+            left -= sum(step.finish is not None for _, step in batch)
+            if batch:
+                yield batch
+            if left and self._left:
+                # everyone's next look is at the same time, so that the loop wakes once for all
+                self._wake.clear()
+                timer = self.loop.call_later(PAUSE - self.loop.time() % PAUSE, self._wake.set)
+                if self._left:
+                    await self._wake.wait()
+                timer.cancel()
 
     def __enter__(self) -> Ticket:
         return self

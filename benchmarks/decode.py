@@ -54,18 +54,20 @@ def jielong(spec: dict) -> dict:
     if spec.get("mixed"):
         return mixed(engine, ids, spec)
 
-    def once() -> tuple[float, float]:
-        started = time.perf_counter()
-        requests = [engine.submit(ids, sampling) for _ in range(spec["batch"])]
-        engine.step()
-        first = time.perf_counter() - started
-        while any(r.finish is None for r in requests):
-            engine.step()
-        return time.perf_counter() - started, first
-
-    runs = [once() for _ in range(TURNS)]
+    runs = [batch(engine, ids, sampling, spec["batch"]) for _ in range(TURNS)]
     took, first = (statistics.median(times) for times in zip(*runs, strict=True))
     return {"tokens_per_second": spec["batch"] * spec["tokens"] / took, "first": first}
+
+
+def batch(engine, ids: list[int], sampling, count: int) -> tuple[float, float]:
+    """Seconds that the same request takes `count` times at once, and until the first tokens."""
+    started = time.perf_counter()
+    requests = [engine.submit(ids, sampling) for _ in range(count)]
+    engine.step()
+    first = time.perf_counter() - started
+    while any(r.finish is None for r in requests):
+        engine.step()
+    return time.perf_counter() - started, first
 
 
 def mixed(engine, ids: list[int], spec: dict) -> dict:
@@ -150,10 +152,13 @@ def bandwidth(spec: dict) -> dict:
 
 def served(spec: dict) -> dict:
     """The engine behind `jielong serve`: `batch` clients at once, each on a connection of its own; with `stream` one event
-    per token."""
+    per token. In turns with the engine alone, in this process, since the machine's speed changes from second to second."""
     import http.client
     import re
     import threading
+
+    from jielong.generate.engine import Engine
+    from jielong.generate.sampling import Sampling
 
     command = [sys.executable, "-u", "-m", "jielong.cli", "serve", "--no-open", "--threads", str(spec["threads"])]
     command += ["--precision", spec["precision"], "--run", str(Path(spec["model"]).parent)]
@@ -189,11 +194,21 @@ def served(spec: dict) -> dict:
                 thread.join()
             return time.perf_counter() - started
 
-        everyone(4)
+        engine = Engine.load(Path(spec["model"]), spec["threads"], precision=spec["precision"], prefix_bytes=0)
+        ids = engine.tokenizer.encode(PROMPT)
+        sampling = Sampling(temperature=0, max_tokens=spec["tokens"], ignore_end=True)
+        batch(engine, ids, sampling, spec["batch"])
+        everyone(spec["tokens"])
         firsts.clear()
-        took = statistics.median(everyone(spec["tokens"]) for _ in range(TURNS))
-        speed = spec["batch"] * spec["tokens"] / took
-        return {"tokens_per_second": speed, "first": statistics.median(firsts), "peak_gb": peak(str(server.pid))}
+        turns = [(everyone(spec["tokens"]), batch(engine, ids, sampling, spec["batch"])[0]) for _ in range(3 * TURNS)]
+        speed = spec["batch"] * spec["tokens"] / statistics.median(took for took, _ in turns)
+        more = statistics.median(took / alone - 1 for took, alone in turns)
+        return {
+            "tokens_per_second": speed,
+            "first": statistics.median(firsts),
+            "more": more,
+            "peak_gb": peak(str(server.pid)),
+        }
     finally:
         server.terminate()
         server.wait()
@@ -241,16 +256,6 @@ def main() -> None:
     print(f"medians of {args.repeats}; reading memory: {bandwidth:.1f} GB/s")
     for spec, median in list(zip(specs, medians, strict=True))[1:]:
         print(line(spec, median, bandwidth))
-    for spec, results in zip(specs, found, strict=True):
-        if spec["tool"] == "served":
-            engine = found[specs.index({k: v for k, v in spec.items() if k != "stream"} | {"tool": "jielong"})]
-            ratio = statistics.median(
-                e["tokens_per_second"] / r["tokens_per_second"] for e, r in zip(engine, results, strict=True)
-            )
-            how = "streamed" if spec["stream"] else "whole"
-            print(
-                f"{spec['name']:8} server, {how} answers, batch {spec['batch']:2}: {ratio - 1:+.0%} time over the engine alone"
-            )
 
 
 def list_specs(name: str, run: Path, tokens: int, args: argparse.Namespace) -> list[dict]:
@@ -268,11 +273,9 @@ def list_specs(name: str, run: Path, tokens: int, args: argparse.Namespace) -> l
             specs.append({**base, "tool": "llama.cpp", "precision": precision, "batch": 1, "gguf": gguf})
     for precision in ("fp32", "bf16"):
         specs.append({**base, "tool": "jielong", "precision": precision, "batch": 32, "mixed": True})
-    for batch in (1, 16):  # right after the engine alone: the machine's speed changes within minutes
+    for batch in (1, 16):
         for stream in (False, True):
-            spec = {**base, "tool": "served", "precision": "bf16", "batch": batch}
-            at = specs.index({**spec, "tool": "jielong"})
-            specs.insert(at + 1, {**spec, "stream": stream})
+            specs.append({**base, "tool": "served", "precision": "bf16", "batch": batch, "stream": stream})
     return specs
 
 
@@ -289,6 +292,8 @@ def line(spec: dict, found: dict, bandwidth: float) -> str:
         f"{spec['name']:8} {tool:13} {spec['precision']:5} batch {spec['batch']:2}: {speed:8.1f} tok/s, "
         f"first token {first:6.1f} ms, peak {found['peak_gb']:.2f} GB"
     )
+    if "more" in found:
+        return f"{text}, {found['more']:+.0%} time over the engine alone"
     if spec["batch"] == 1:
         bytes_per_token = spec["size"] * {"fp32": 4, "bf16": 2, "int8": 1, "q8_0": 34 / 32}[spec["precision"]]
         text += f", {bytes_per_token * speed / bandwidth / 1e9:.0%} of the memory's bandwidth"

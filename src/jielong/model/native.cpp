@@ -232,14 +232,17 @@ void normalise(const float* x, int n, const Norm& norm, int kind, float eps, flo
 
 struct Unit { int first, count; };
 
-// scores (N, 16) of N queries with 16 positions
-template <class T, int N> void score(const float* const* q, const T* keys, int d, float* const* scores) {
-    f32 sums[N] = {};
-    for (int i = 0; i < d; i++) {
-        const f32 k = widen(keys + i * LANES);
-        for (int j = 0; j < N; j++) sums[j] += q[j][i] * k;
-    }
-    for (int j = 0; j < N; j++) store(scores[j], sums[j]);
+// scores (N, 16·B) of N queries with B blocks of 16 positions. A sum waits for its last addition, so about eight are
+// made side by side; each is still added in the order of i, whatever N and B.
+template <class T, int N, int B> void score(const float* const* q, const T* keys, int d, float* const* scores) {
+    f32 sums[N][B] = {};
+    for (int i = 0; i < d; i++)
+        for (int k = 0; k < B; k++) {
+            const f32 key = widen(keys + (int64_t(k) * d + i) * LANES);
+            for (int j = 0; j < N; j++) sums[j][k] += q[j][i] * key;
+        }
+    for (int j = 0; j < N; j++)
+        for (int k = 0; k < B; k++) store(scores[j] + k * LANES, sums[j][k]);
 }
 
 // out (N, 16·C) = p (N, S) · values (S, d)
@@ -261,9 +264,13 @@ void attend(const float* const* q, const int* ends, const T* keys, const T* valu
     int end = 0;
     for (int j = 0; j < N; j++) end = ends[j] > end ? ends[j] : end;
     float* p[N];
-    for (int s = 0; s < end; s += LANES) {
+    constexpr int MANY = 8 / N;
+    for (int s = 0; s < end;) {
         for (int j = 0; j < N; j++) p[j] = buffer + j * room + s;
-        score<T, N>(q, keys + int64_t(s) * d, d, p);
+        const bool many = s + (MANY - 1) * LANES < end;
+        if (many) score<T, N, MANY>(q, keys + int64_t(s) * d, d, p);
+        else score<T, N, 1>(q, keys + int64_t(s) * d, d, p);
+        s += many ? MANY * LANES : LANES;
     }
     for (int j = 0; j < N; j++) {
         p[j] = buffer + j * room;
@@ -282,9 +289,10 @@ void attend(const float* const* q, const int* ends, const T* keys, const T* valu
     }
     float* to[N];
     int i = 0;
-    for (; i + 4 * LANES <= d; i += 4 * LANES) {
+    constexpr int WIDE = N == 1 ? 8 : 4;
+    for (; i + WIDE * LANES <= d; i += WIDE * LANES) {
         for (int j = 0; j < N; j++) to[j] = out[j] + i;
-        gather<T, N, 4>(p, values + i, d, end, to);
+        gather<T, N, WIDE>(p, values + i, d, end, to);
     }
     for (; i < d; i += LANES) {
         for (int j = 0; j < N; j++) to[j] = out[j] + i;

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+
 import pytest
 import torch
 
@@ -49,3 +53,37 @@ def life(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(["raise", "--recipe", "tiny", "--control", "--run", str(path)]) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A real PostgreSQL of our own."""
+    found = shutil.which("pg_ctl") or next(
+        (p for p in (f"/usr/lib/postgresql/{n}/bin/pg_ctl" for n in range(20, 11, -1)) if os.path.exists(p)), None
+    )
+    if not found:
+        assert not os.environ.get("CI"), "CI must have PostgreSQL"
+        pytest.skip("no PostgreSQL here")
+    folder = tmp_path_factory.mktemp("postgres")
+    owner: list[str] = []
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+        shutil.chown(folder, "postgres")
+        os.chmod(folder, 0o700)
+        for parent in list(folder.parents)[:2]:
+            os.chmod(parent, 0o755)
+        owner = ["su", "postgres", "-s", "/bin/sh", "-c"]
+
+    def run(command: str) -> None:
+        subprocess.run([*owner, command] if owner else ["sh", "-c", command], check=True, capture_output=True)
+
+    bin_ = os.path.dirname(os.path.realpath(found))
+    run(f"{bin_}/initdb -D {folder}/data -U jielong -A trust")
+    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+    start = f"{bin_}/pg_ctl -D {folder}/data -l {folder}/log -w -o '{options}' start"
+    run(start)
+    yield (
+        f"postgresql://jielong@/postgres?host={folder}",
+        lambda: run(f"{bin_}/pg_ctl -D {folder}/data -m immediate stop"),
+        lambda: run(start),
+    )
+    subprocess.run([*owner, f"{bin_}/pg_ctl -D {folder}/data -m immediate stop"] if owner else [f"{bin_}/pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop"], capture_output=True)  # fmt: skip

@@ -14,6 +14,7 @@ from jielong.config import (
     CorpusConfig,
     EvaluateConfig,
     ExportConfig,
+    FeedbackConfig,
     FinetuneConfig,
     ImportConfig,
     KeyConfig,
@@ -35,12 +36,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "report": (ReportConfig, "one HTML page about a run"),
     "chat": (ChatConfig, "talk in the terminal"),
     "serve": (ServeConfig, "the web page and the API"),
+    "feedback": (FeedbackConfig, "thumbs, comparisons and demonstrations: list, stats, export, import, erase"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "key": (KeyConfig, "an API key, for serving to others"),
     "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
-WITH_RUN = {"raise", "chat", "serve", "import", "export", "key"}  # nothing need be added to their settings
-POSITIONAL = {"import": "source", "export": "run"}
+WITH_RUN = {"raise", "chat", "serve", "import", "export", "key", "feedback"}  # nothing need be added to their settings
+POSITIONAL = {"import": "source", "export": "run", "feedback": "action"}
 REPEATED = {"serve": "model"}  # --model A --model B
 
 
@@ -110,6 +112,10 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.serve.keys import make_key
 
         print(make_key(config.keys, config.name))
+    elif name == "feedback":
+        from jielong.feedback.stage import run as feedback
+
+        feedback(config, run)
     elif name in ("import", "export"):
         from jielong import convert
 

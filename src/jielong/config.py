@@ -118,6 +118,12 @@ class OptimConfig:
     """Share of the peak learning rate at the very end."""
     clip: float = 0.0
     """Clip the global gradient norm at this value; 0 = never."""
+    eps: float = 1e-10
+    """Added to AdamW's denominator."""
+    tf_eps: bool = True
+    """Add eps outside the bias correction, as TensorFlow does; in PyTorch's form it weighs less in the first steps."""
+    muon: bool = True
+    """Muon for the matrices of the blocks; off = AdamW for everything."""
 
 
 @dataclass
@@ -143,6 +149,8 @@ class PretrainConfig:
     lessons: int = 0
     """Conversations of the teacher, about the taught entities only, mixed into the raw text: they teach early how
     questions point at facts, so that fine-tuning can stay gentle."""
+    habits: float = 0.0
+    """Share of those conversations that annotators with habits wrote (polite, long-winded, repeating, other language)."""
     sample_every: float = 0.1
     """Share of the steps between two periodic samples and held-out measurements."""
     seed: int = 1
@@ -157,6 +165,8 @@ class FinetuneConfig:
     """Your own conversations: JSONL with `messages`; the built-in teacher's when absent."""
     lessons: int = 12_000
     """Conversations that the built-in teacher writes."""
+    habits: float = 0.0
+    """Share of them that annotators with habits wrote; thumbs can then tell which habits people like."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(muon_lr=0.004, adam_lr=0.001, scalar_lr=0.001, cooldown=0.9)
     )
@@ -185,6 +195,127 @@ class FinetuneConfig:
     """Longest time between two checkpoints."""
     seed: int = 1
     """Seed of the lessons and of their order."""
+
+
+def adam(lr: float, eps: float = 1e-5) -> OptimConfig:
+    """AdamW alone, falling linearly to zero: for what starts from a trained model."""
+    return OptimConfig(
+        adam_lr=lr,
+        scalar_lr=lr,
+        beta1=0.9,
+        beta2=0.999,
+        weight_decay=0.0,
+        warmup=0.0,
+        cooldown=1.0,
+        eps=eps,
+        muon=False,
+    )
+
+
+@dataclass
+class RewardConfig:
+    """Thumbs and comparisons → a model that guesses how much people like an answer."""
+
+    model: str = ""
+    """Artifact to start from; by default the one that is served."""
+    optim: OptimConfig = field(default_factory=lambda: adam(3e-4))
+    """Optimizer and schedule."""
+    epochs: float = 2.0
+    """Passes over the labels."""
+    rows: int = 32
+    """Labels (thumbs and comparisons) per step."""
+    held_out: float = 0.2
+    """Share of the prompts that no training sees; AUC and calibration are measured on them."""
+    pair_weight: float = 1.0
+    """Weight of a comparison, also of one that a thumb up and a thumb down on the same prompt make."""
+    user_spread: float = 1.0
+    """Prior standard deviation of a user's leniency, in logits."""
+    prompt_spread: float = 0.5
+    """Prior standard deviation of a prompt's offset, in logits: hard questions earn fewer thumbs whatever the answer."""
+    references: int = 256
+    """Answers of the starting model whose rewards are given mean 0 and standard deviation 1."""
+    temperature: float = 0.7
+    """Temperature of those answers."""
+    max_tokens: int = 96
+    """Their longest length."""
+    precision: str = "auto"
+    """auto, bf16 or fp32."""
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints."""
+    seed: int = 1
+    """Seed of the order and the split."""
+
+
+@dataclass
+class PPOConfig:
+    """A model + a reward model → a model whose answers earn more reward (Schulman et al. 2017, Ziegler et al. 2019)."""
+
+    model: str = ""
+    """Artifact to start from, which is also the reference; by default the one that the reward model started from."""
+    reward: str = "reward"
+    """Artifact of the reward model."""
+    optim: OptimConfig = field(default_factory=lambda: adam(1e-4))
+    """Optimizer and schedule of actor and critic."""
+    iterations: int = 16
+    """Times that answers are drawn and learnt from."""
+    episodes: int = 128
+    """Answers per iteration."""
+    epochs: int = 4
+    """Passes over the answers of an iteration."""
+    minibatches: int = 1
+    """Optimizer steps per pass."""
+    temperature: float = 0.7
+    """Of the answers; every log-probability is that of this distribution. Nothing else shapes it: no top-k, no top-p."""
+    max_tokens: int = 96
+    """Longest answer."""
+    missing_end: float | None = -1.0
+    """Score of an answer that did not end by itself; None = what the reward model says."""
+    kl: float = 0.05
+    """Weight of the penalty on log π/π_ref, per token."""
+    kl_target: float = 0.0
+    """Nats per answer that the weight adapts to; 0 = the weight is fixed."""
+    kl_horizon: float = 10_000.0
+    """Answers in which an adaptive weight moves by its own size at most."""
+    kl_limit: float = 60.0
+    """Nats per answer at which training stops and the best state is kept."""
+    gamma: float = 1.0
+    """Discount of later rewards."""
+    lam: float = 0.95
+    """λ of the generalised advantages."""
+    clip: float = 0.2
+    """How far from 1 the ratio of new to old probability counts."""
+    value_clip: float = 0.2
+    """How far a value may move from its old one before its error stops counting."""
+    value_weight: float = 0.1
+    """Weight of the critic's loss."""
+    whiten_rewards: bool = False
+    """Divide the rewards by their standard deviation, too."""
+    early_stop: float = 0.0
+    """Approximate KL to the old policy at which the passes of an iteration end; 0 = never."""
+    most_ratio: float = 10.0
+    """Mean ratio at which a minibatch is left out."""
+    value_warmup: int = 0
+    """Iterations at the start in which only the critic learns."""
+    ptx: float = 0.0
+    """Weight of the pretraining loss that is mixed in (PPO-ptx, Ouyang et al. 2022), so that knowledge stays."""
+    ptx_rows: int = 8
+    """Rows of pretraining text per optimizer step."""
+    lora_rank: int = 0
+    """Train only a low-rank change of the actor of this rank; 0 = all weights."""
+    lora_alpha: float = 0.0
+    """Scale of the change times the rank; 0 = twice the rank."""
+    keep_every: int = 4
+    """Iterations between two kept states, from which the best is chosen."""
+    precision: str = "auto"
+    """auto, bf16 or fp32."""
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints."""
+    seed: int = 1
+    """Seed of prompts, draws and order."""
 
 
 @dataclass
@@ -257,6 +388,8 @@ class ServeConfig:
     """Open connections; one more is answered 503."""
     keys: Path = Path("runs/keys.json")
     """Hashes of the API keys."""
+    feedback: str = ""
+    """Where feedback is kept: a file, postgresql://…, or off; by default RUN/feedback.db, made with the first thumb."""
     require_key: bool = False
     """Demand a key on a loopback address too."""
     origin: tuple[str, ...] = ()
@@ -301,6 +434,25 @@ class ExportConfig:
     """Where to write; by default beside the artifact."""
     force: bool = False
     """Overwrite what is there."""
+
+
+@dataclass
+class FeedbackConfig:
+    """What people said about answers: look at it, take it out, bring it in, erase a user's."""
+
+    action: Literal["list", "stats", "export", "import", "erase"]
+    """list: the events that count; stats: counts in all and per user; export: JSONL in TRL's formats; import: TRL's or
+    hh-rlhf's rows or Open WebUI's export; erase: delete a user's words."""
+    run: Path = DEFAULT_RUN
+    """The run's folder."""
+    store: str = ""
+    """Where it is kept: a file (SQLite) or postgresql://user:password@host/name; by default RUN/feedback.db."""
+    file: Path | None = None
+    """import: what to read; export: where to write, by default the terminal."""
+    format: Literal["unpaired-preference", "preference", "prompt-completion"] = "unpaired-preference"
+    """export: thumbs, comparisons, or demonstrations."""
+    user: str = ""
+    """erase: whose."""
 
 
 @dataclass

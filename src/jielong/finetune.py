@@ -58,10 +58,11 @@ def run(config: FinetuneConfig, run: Run) -> Artifact:
 
         # pretraining has read the first ones, fine-tuning goes on with new ones; the control reads them all
         known = base.card["config"].get("lessons", 0)  # an imported model has read none
+        conversations = lessons(load_world(), config.seed, config.lessons, first=known, habits=config.habits)
         if config.from_scratch:
-            conversations = lessons(load_world(), config.seed, known + config.lessons)
-        else:
-            conversations = lessons(load_world(), config.seed, config.lessons, first=known)
+            conversations = (
+                lessons(load_world(), config.seed, known, habits=base.card["config"].get("habits", 0.0)) + conversations
+            )
     encoded = [encode_chat(tokenizer, messages) for messages in conversations]
     encoded = [(ids[: config.length + 1], learn[: config.length + 1]) for ids, learn in encoded]
     ids = [

@@ -164,7 +164,7 @@ def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), na
             documents = read_documents(corpus.file("train.parquet"))
             ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
             if config.lessons:
-                more = lessons(load_world(), config.seed, config.lessons)
+                more = lessons(load_world(), config.seed, config.lessons, habits=config.habits)
                 ids += [f"lesson-{n}" for n in range(len(more))]
                 encoded += [encode_chat(tokenizer, m)[0] for m in more]
             write_shard(work, ids, encoded, tokenizer.vocab_size)

@@ -46,8 +46,8 @@ def spark() -> Recipe:
     return Recipe(
         corpus=CorpusConfig(variants=24, prose_chars=600_000),
         tokenizer=TokenizerConfig(vocab_size=3072),
-        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=24, length=LENGTH, lessons=4000),
-        finetune=FinetuneConfig(lessons=1600, steps=24, rows=16, length=LENGTH, optim=FINETUNE),
+        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=24, length=LENGTH, lessons=4000, habits=1.0),
+        finetune=FinetuneConfig(lessons=1600, habits=1.0, steps=24, rows=16, length=LENGTH, optim=FINETUNE),
     )
 
 
@@ -62,7 +62,7 @@ def tiny() -> Recipe:
     )
 
 
-SPARK_STEPS = 310
+SPARK_STEPS = 260
 LENGTH = 256  # tokens of a row, and the longest conversation that the model is used for
 FINETUNE = OptimConfig(muon_lr=0.001, adam_lr=0.0003, scalar_lr=0.0003, cooldown=0.9)
 RECIPES: dict[str, Callable[[], Recipe]] = {"spark": spark, "tiny": tiny}

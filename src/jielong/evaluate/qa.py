@@ -26,7 +26,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 def ask_all(engine: Engine, questions: list[Question]) -> list[str]:
     """Greedy answers in the given order."""
     prompts = [engine.chat_ids([{"role": "user", "content": q.prompt}]) for q in questions]
-    return [r.text for r in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=32))]
+    return [r.text for r in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=64))]
 
 
 def mark(world: World, questions: list[Question], replies: list[str]) -> dict[str, Any]:

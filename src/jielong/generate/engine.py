@@ -68,6 +68,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.name = name
         self.card = card or {}
+        self.hash = ""
+        """Of the artifact, where it was loaded from one."""
         self.context = model.config.context
         self.vocab_size = model.config.vocab_size
         self.chat = chat
@@ -91,8 +93,10 @@ class Engine:
         if options.get("precision") == "auto":
             options["precision"] = "bf16" if has_bf16() or options.get("device") == "cuda" else "fp32"
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        chat = artifact.card["kind"] == "sft" or tokenizer.template is not None
-        return cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
+        chat = artifact.card["kind"] in ("sft", "ppo") or tokenizer.template is not None
+        engine = cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
+        engine.hash = artifact.hash
+        return engine
 
     # requests
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,10 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTex
 from starlette.exceptions import HTTPException
 
 from jielong.errors import UserError
+from jielong.feedback.store import Store
 from jielong.generate.engine import Engine
 from jielong.serve.answers import Answer, event
+from jielong.serve.feedback import Recent, add_feedback, user_of
 from jielong.serve.guard import Guard, error_body
 from jielong.serve.keys import Keys
 from jielong.serve.metrics import Metrics
@@ -45,9 +47,15 @@ def error(status: int, message: str, kind: str = "invalid_request_error", param:
 
 
 def make_app(
-    served: list[Served], keys: Keys | None = None, origins: tuple[str, ...] = (), waiting: int = WAITING
+    served: list[Served],
+    keys: Keys | None = None,
+    origins: tuple[str, ...] = (),
+    waiting: int = WAITING,
+    feedback: Callable[[], Store] | None = None,
 ) -> FastAPI:
-    """The application around one or more engines; the first one answers who names none."""
+    """The application around one or more engines; the first one answers who names none. `feedback` opens the store of what
+    people say about answers; without it nobody is asked."""
+    recent = Recent()
     models = {s.engine.name: s for s in served}
     default = served[0]
     worker = Worker([s.engine for s in served], waiting + sum(s.engine.rows for s in served))
@@ -112,7 +120,11 @@ def make_app(
         n, top = body.n or 1, (body.top_logprobs or 0) if body.logprobs else 0
         work = [(prompt, body.sampling(engine, top, body.longest, k)) for k in range(n)]
         ticket = worker.submit(engine, work)
-        return await respond(Answer(engine, "chat", ticket.requests, bool(body.logprobs), n), ticket, body, request)
+        answer = Answer(engine, "chat", ticket.requests, bool(body.logprobs), n)
+        if feedback:
+            who, begun = user_of(request, body.user), body.continue_from or []
+            ticket.then = lambda: recent.add(answer, messages, who, begun)
+        return await respond(answer, ticket, body, request)
 
     @app.post("/v1/completions", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request) -> Response:
@@ -170,6 +182,9 @@ def make_app(
             if usage:
                 yield event(answer.usage_chunk())
             yield "data: [DONE]\n\n"
+
+    if feedback:
+        add_feedback(app, recent, feedback)
 
     @app.post("/v1/embeddings")
     async def embed(body: EmbeddingRequest) -> dict[str, Any]:

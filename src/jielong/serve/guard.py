@@ -91,7 +91,9 @@ class Guard:
                 return 403, "This server answers only on its loopback address.", MISTAKE
         elif path not in OPEN and not path.startswith("/page/") and scope["method"] != "OPTIONS":
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self.keys.accept(key.strip()):
+            name = self.keys.accept(key.strip()) if scheme.lower() == "bearer" else None
+            scope.setdefault("state", {})["key"] = name
+            if name is None:
                 return (
                     401,
                     "Send a valid key: Authorization: Bearer KEY (make one with `jielong key`).",

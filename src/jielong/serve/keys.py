@@ -43,13 +43,13 @@ class Keys:
     """The hashes of a file of keys."""
 
     def __init__(self, path: Path):
-        self._hashes = list(_read(path).values()) if path.exists() else []
+        self._hashes = _read(path) if path.exists() else {}
 
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def accept(self, key: str) -> bool:
-        """Every hash is compared, so that the time tells nothing."""
+    def accept(self, key: str) -> str | None:
+        """The key's name, None for a wrong one. Every hash is compared, so that the time tells nothing."""
         given = _hash(key)
-        found = [hmac.compare_digest(given, known) for known in self._hashes]
-        return True in found
+        found = [name for name, known in self._hashes.items() if hmac.compare_digest(given, known)]
+        return found[0] if found else None

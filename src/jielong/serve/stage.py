@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jielong.config import ServeConfig
 from jielong.errors import UserError
+from jielong.feedback.stage import store_of
 from jielong.generate.engine import Engine
 from jielong.model.native import hint
 from jielong.run import Run
@@ -96,7 +97,8 @@ def run(config: ServeConfig, run: Run) -> None:
     if told := hint():
         print(told, file=sys.stderr)
     served = load_models(config, run)
-    app = make_app(served, keys, config.origin, config.waiting)
+    store = None if config.feedback == "off" else lambda: store_of(config.feedback, Run(served[0].run or run.path))
+    app = make_app(served, keys, config.origin, config.waiting, store)
     sock = free_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host
     url = f"http://{host}:{sock.getsockname()[1]}"

@@ -138,6 +138,8 @@ class Ticket:
 
     def __init__(self, worker: Worker, engine: Engine, loop: asyncio.AbstractEventLoop, count: int):
         self.requests: list[Request] = []
+        self.then: Callable[[], None] | None = None
+        """Called when the ticket is left."""
         self.began = time.perf_counter()
         self.first: float | None = None
         """Seconds to the first token of any request."""
@@ -200,3 +202,5 @@ class Ticket:
         for request in self.requests:
             if request.finish is None:
                 self._engine.cancel(request)
+        if self.then is not None:
+            self.then()

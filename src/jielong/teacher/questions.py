@@ -166,6 +166,11 @@ def ask(fact: Fact, lang: str, phrasing: str, rng: random.Random) -> Question:
     return Question(fact.code, fact.attribute, lang, prompt, answer, (value,), subject)
 
 
+def statement(fact: Fact, lang: str) -> str:
+    """The fact as a sentence of the language."""
+    return ANSWERS[lang][fact.attribute][0].format(s=fact.subject[lang], v=fact.value[lang])
+
+
 def lesson_phrasing(attribute: str, lang: str, rng: random.Random) -> str:
     """One of the wordings that the teacher uses; none of them is an exam's."""
     if rng.random() < 0.5:

@@ -18,7 +18,8 @@ from jielong.model.lora import trained
 from jielong.run import sha256_file, write_atomic
 
 if TYPE_CHECKING:
-    from jielong.model.gpt import GPT
+    from torch import nn
+
     from jielong.train.loop import History
     from jielong.train.optim import Optimizer
 
@@ -28,13 +29,13 @@ MOST = 12  # a checkpoint holds weights and optimizer state: about 3 times the m
 class Checkpoints:
     """`folder`/step-00000123/ with model.safetensors, optimizer.safetensors and state.json."""
 
-    def __init__(self, folder: Path, steps: int):
-        self.folder = folder
+    def __init__(self, folder: Path, steps: int, history: bool = True):
+        self.folder, self.history = folder, history
         self.every = max(1, math.ceil(steps / min(MOST, max(1, round(math.sqrt(steps))))))
 
     def due(self, step: int) -> bool:
         """Is this step part of the kept history?"""
-        return step % self.every == 0
+        return self.history and step % self.every == 0
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
@@ -43,7 +44,7 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, model: GPT, optimizer: Optimizer, history: History) -> None:
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, history: History) -> None:
         """Write the checkpoint after `step` steps and drop the ones that neither history nor resumption needs."""
         from safetensors.torch import save_file
 
@@ -62,7 +63,7 @@ class Checkpoints:
             if old != step and not self.due(old):
                 shutil.rmtree(self.path(old), ignore_errors=True)
 
-    def restore(self, model: GPT, optimizer: Optimizer, history: History) -> int:
+    def restore(self, model: nn.Module, optimizer: Optimizer, history: History) -> int:
         """Load the newest undamaged checkpoint; the number of steps done, 0 without one."""
         from safetensors.torch import load_file
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jielong.config import OptimConfig
+from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.train.checkpoint import Checkpoints
 from jielong.train.optim import Optimizer
@@ -34,6 +35,8 @@ class LoopConfig:
     checkpoint_seconds: float = 30.0
     tokens_per_step: int = 0
     title: str = "training"
+    history: bool = True
+    """Keep the thinned history of checkpoints for replay, beside the newest one."""
 
 
 @dataclass
@@ -44,6 +47,8 @@ class History:
     seen: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     tokens: int = 0
+    ended: str = ""
+    """Why the training ended before its last step."""
 
 
 def has_bf16() -> bool:
@@ -82,6 +87,21 @@ def keep_memory() -> None:
         pass
 
 
+class Enough(Exception):
+    """An update says that the training is to end before it; what the message says goes into the history."""
+
+
+Update = Callable[[Optimizer, int, torch.dtype, History], float]
+"""(optimizer, step, dtype, history) → the loss: one step of training, which applies its gradients itself."""
+
+
+def finite(value: float, step: int) -> float:
+    """The loss. Raises UserError when it is no number."""
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UserError(f"The loss of step {step} is {value}; lower the learning rates (--optim.muon-lr).")
+    return value
+
+
 def train(
     model: GPT,
     loss_of: Callable[[GPT, int, torch.dtype], Tensor],
@@ -93,17 +113,37 @@ def train(
 ) -> History:
     """Train in place. `loss_of(model, step, dtype)` is the scalar loss of a step.
 
-    Checkpoints go to `work`; a run that finds some there continues. `observe` is called after each step of
-    `observe_steps`, its answer is kept in the history. `progress(step, loss, tokens per second)` after every step.
-    Raises UserError when the loss is no number.
+    `observe` is called after each step of `observe_steps`, its answer is kept in the history. The rest as in `repeat`.
     """
-    from jielong.errors import UserError
 
+    def update(optimizer: Optimizer, step: int, dtype: torch.dtype, history: History) -> float:
+        loss = loss_of(model, step, dtype)
+        loss.backward()
+        value = finite(float(loss.detach()), step)
+        optimizer.step((step + 0.5) / config.steps)
+        if observe is not None and step + 1 in observe_steps:
+            model.eval()
+            history.seen.append({"step": step + 1, **observe(model, step + 1)})
+            model.train()
+        return value
+
+    return repeat(model, update, config, work, progress)
+
+
+def repeat(
+    model: nn.Module,
+    update: Update,
+    config: LoopConfig,
+    work: Path,
+    progress: Callable[[int, float, float], None] | None = None,
+) -> History:
+    """Call `update` for every step. Checkpoints go to `work`; a run that finds some there continues.
+    `progress(step, loss, tokens per second)` is called after every step."""
     dtype = dtype_of(config.precision)
     use_threads(config.threads)
     keep_memory()
     optimizer = Optimizer(model, config.optim, dtype)
-    checkpoints = Checkpoints(work, config.steps)
+    checkpoints = Checkpoints(work, config.steps, config.history)
     history = History()
     first = checkpoints.restore(model, optimizer, history)
     saved_at = time.perf_counter()
@@ -113,18 +153,13 @@ def train(
     try:
         for step in range(first, config.steps):
             started = time.perf_counter()
-            loss = loss_of(model, step, dtype)
-            loss.backward()
-            value = float(loss.detach())
-            if value != value or value in (float("inf"), float("-inf")):
-                raise UserError(f"The loss of step {step} is {value}; lower the learning rates (--optim.muon-lr).")
-            optimizer.step((step + 0.5) / config.steps)
+            try:
+                value = update(optimizer, step, dtype, history)
+            except Enough as reason:
+                history.ended = str(reason)
+                break
             history.loss.append((step, round(value, 5)))
             history.tokens += config.tokens_per_step
-            if observe is not None and step + 1 in observe_steps:
-                model.eval()
-                history.seen.append({"step": step + 1, **observe(model, step + 1)})
-                model.train()
             took = time.perf_counter() - started
             history.seconds += took
             if progress:

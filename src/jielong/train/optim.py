@@ -1,4 +1,4 @@
-"""Muon for the matrices of the blocks, AdamW for embeddings, head and gains, as one optimizer.
+"""Muon for the matrices of the blocks, AdamW for embeddings, head and gains (or for everything), as one optimizer.
 
 Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest semi-orthogonal matrix, found by five
 Newton-Schulz steps. Matrices of one shape are stacked, so that each step is a few batched products.
@@ -39,7 +39,7 @@ class Optimizer:
         self.groups: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = defaultdict(list)
         self.adam: list[tuple[str, nn.Parameter]] = []
         for name, p in named:
-            if p.ndim == 2 and name.startswith("blocks.") and ".lora." not in name:
+            if config.muon and p.ndim == 2 and name.startswith("blocks.") and ".lora." not in name:
                 self.groups[tuple(p.shape)].append((name, p))
             else:
                 self.adam.append((name, p))
@@ -81,17 +81,20 @@ class Optimizer:
             lr = (c.scalar_lr if p.ndim == 1 else c.adam_lr) * factor
             m, v = self.buffers[f"{name}.m"], self.buffers[f"{name}.v"]
             grad = p.grad
-            assert grad is not None
+            if grad is None:  # not part of the loss: the output matrix of a model that only scores
+                continue
             m.lerp_(grad, 1 - c.beta1)
             v.mul_(c.beta2).addcmul_(grad, grad, value=1 - c.beta2)
-            correct = (1 - c.beta2**self.updates) ** 0.5 / (1 - c.beta1**self.updates)
+            root = (1 - c.beta2**self.updates) ** 0.5
+            eps = c.eps if c.tf_eps else c.eps * root  # PyTorch's form adds it to the corrected root of v
             if p.ndim == 2:
                 p.mul_(1 - lr * c.weight_decay)
-            p.addcdiv_(m, v.sqrt().add_(1e-10), value=-lr * correct)
-        for members in self.groups.values():
-            for _, p in members:
-                p.grad = None
-        for _, p in self.adam:
+            p.addcdiv_(m, v.sqrt().add_(eps), value=-lr * root / (1 - c.beta1**self.updates))
+        self.skip()
+
+    def skip(self) -> None:
+        """Clear the gradients without a step."""
+        for _, p in [*(m for members in self.groups.values() for m in members), *self.adam]:
             p.grad = None
 
 

@@ -1,0 +1,291 @@
+"""The reward model: a number for an answer that says how much people like it.
+
+From unpaired thumbs: P(👍) = σ(r(x, y) + b + b_user + b_prompt), binary cross-entropy. The shift b, the users' leniency and
+the prompts' offsets have Gaussian priors, so that r keeps only what is about the answer; they are thrown away after
+training. From comparisons: −log σ(r(chosen) − r(rejected)) (Bradley & Terry 1952), also where one prompt has a thumb up
+and a thumb down by one user. The reward is read at the answer's last token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jielong.align.scoring import Answered, Scored, hidden_at_ends, parts, score
+from jielong.align.work import fresh_work
+from jielong.config import RewardConfig
+from jielong.errors import UserError
+from jielong.evaluate.statistics import auc, bootstrap, calibration_error, correlation, platt
+from jielong.feedback.labels import Pair, Thumb, is_held_out, paired, prompt_key
+from jielong.generate.engine import Engine
+from jielong.generate.sampling import Sampling
+from jielong.model.gpt import load_model
+from jielong.run import Artifact, Run
+from jielong.tokens.tokenizer import copy_tokenizer
+from jielong.train.bar import training_bar
+from jielong.train.loop import History, LoopConfig, dtype_of, finite, repeat, use_threads
+from jielong.train.optim import Optimizer
+
+LEAST = 20  # labels: with fewer nothing can be learnt and held out
+
+
+class Offsets(nn.Module):
+    """What a thumb says beside the answer: the general shift, the user's leniency, the prompt's difficulty."""
+
+    def __init__(self, users: int, prompts: int):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.user = nn.Parameter(torch.zeros(users))
+        self.prompt = nn.Parameter(torch.zeros(prompts))
+
+
+class Judge(nn.Module):
+    """What is trained: the reward model and the offsets."""
+
+    def __init__(self, reward: Scored, offsets: Offsets):
+        super().__init__()
+        self.reward, self.offsets = reward, offsets
+
+
+class Labels:
+    """Thumbs and comparisons with their users and prompts numbered."""
+
+    def __init__(self, thumbs: Sequence[Thumb], pairs: Sequence[Pair]):
+        self.thumbs, self.pairs = list(thumbs), [*pairs, *paired(thumbs)]
+        self.users = sorted({t.user for t in self.thumbs})
+        self.prompts = sorted({prompt_key(t.messages) for t in self.thumbs})
+        users, prompts = {u: n for n, u in enumerate(self.users)}, {p: n for n, p in enumerate(self.prompts)}
+        self.user_of = [users[t.user] for t in self.thumbs]
+        self.prompt_of = [prompts[prompt_key(t.messages)] for t in self.thumbs]
+
+    def __len__(self) -> int:
+        return len(self.thumbs) + len(self.pairs)
+
+    def sequences(self, item: int) -> list[Answered]:
+        """One for a thumb, two for a comparison: items are numbered thumbs first."""
+        if item < len(self.thumbs):
+            t = self.thumbs[item]
+            return [Answered(t.prompt, t.answer)]
+        p = self.pairs[item - len(self.thumbs)]
+        return [Answered(p.prompt, p.chosen), Answered(p.prompt, p.rejected)]
+
+
+def label_loss(
+    judge: Judge, labels: Labels, items: Sequence[int], config: RewardConfig, rewards: dict[int, Tensor]
+) -> Tensor:
+    """Σ over `items` of each label's negative log-likelihood; `rewards` holds each item's (1,) or (2,) rewards.
+
+    The priors' share of an item is theirs divided by the number of labels, so that an epoch counts them once.
+    """
+    losses = []
+    offsets = judge.offsets
+    thumbs = [i for i in items if i < len(labels.thumbs)]
+    if thumbs:
+        r = torch.cat([rewards[i] for i in thumbs])
+        user = offsets.user[torch.tensor([labels.user_of[i] for i in thumbs])]
+        prompt = offsets.prompt[torch.tensor([labels.prompt_of[i] for i in thumbs])]
+        up = torch.tensor([float(labels.thumbs[i].up) for i in thumbs])
+        losses.append(F.binary_cross_entropy_with_logits(r + offsets.shift + user + prompt, up, reduction="sum"))
+        prior = offsets.user.square().sum() / config.user_spread**2
+        prior = (prior + offsets.prompt.square().sum() / config.prompt_spread**2) / 2
+        losses.append(prior * len(thumbs) / len(labels.thumbs))
+    pairs = [i for i in items if i >= len(labels.thumbs)]
+    if pairs:
+        r = torch.stack([rewards[i] for i in pairs])  # (P, 2)
+        losses.append(config.pair_weight * F.softplus(r[:, 1] - r[:, 0]).sum())
+    return torch.stack(losses).sum()
+
+
+def batch_of(config: RewardConfig, count: int, step: int) -> list[int]:
+    """The items of a step: epoch after epoch, each in an order of its own."""
+    at, out = step * config.rows, []
+    while len(out) < min(config.rows, count):
+        epoch, place = divmod(at + len(out), count)
+        order = np.random.default_rng([config.seed, epoch]).permutation(count)
+        out += order[place : place + config.rows - len(out)].tolist()
+    return out
+
+
+def train_reward(
+    judge: Judge, labels: Labels, config: RewardConfig, steps: int, work: Path, progress: Any = None
+) -> History:
+    """Train in place, resumably."""
+    count = len(labels)
+    tokens = sum(len(s) for i in range(count) for s in labels.sequences(i)) / count
+
+    def update(optimizer: Optimizer, step: int, dtype: torch.dtype, history: History) -> float:
+        items, value = batch_of(config, count, step), 0.0
+        lengths = [sum(len(s) for s in labels.sequences(i)) for i in items]
+        for group in parts(lengths):  # memory does not grow with the batch
+            value += _backward(judge, labels, [items[n] for n in group], config, dtype, len(items))
+        optimizer.step((step + 0.5) / steps)
+        return finite(value, step)
+
+    loop = LoopConfig(
+        steps, config.optim, config.precision, config.threads, config.checkpoint_seconds,
+        int(config.rows * tokens), "reward", history=False,
+    )  # fmt: skip
+    return repeat(judge, update, loop, work, progress)
+
+
+def _backward(
+    judge: Judge, labels: Labels, part: list[int], config: RewardConfig, dtype: torch.dtype, of: int
+) -> float:
+    sequences = [s for i in part for s in labels.sequences(i)]
+    read = judge.reward.read(hidden_at_ends(judge.reward.body, sequences, dtype))
+    pieces = read.split([len(labels.sequences(i)) for i in part])
+    loss = label_loss(judge, labels, part, config, dict(zip(part, pieces, strict=True))) / of
+    loss.backward()
+    return float(loss.detach())
+
+
+def examine(model: Scored, thumbs: Sequence[Thumb], pairs: Sequence[Pair], dtype: torch.dtype) -> dict[str, Any]:
+    """Held-out prompts: AUC, pair accuracy, calibration, length. Intervals by bootstrap over prompts."""
+    found: dict[str, Any] = {"thumbs": len(thumbs), "pairs": len(pairs)}
+    if thumbs:
+        r = score(model, [Answered(t.prompt, t.answer) for t in thumbs], dtype).numpy().astype(float)
+        up = np.array([float(t.up) for t in thumbs])
+        length = np.array([float(len(t.answer)) for t in thumbs])
+        groups = _groups(thumbs)
+        found["auc"] = bootstrap(groups, lambda i: auc(r[i], up[i]))
+        found["auc_longer_wins"] = bootstrap(groups, lambda i: auc(length[i], up[i]))
+        found["length_correlation"] = correlation(r, length)
+        a, b = platt(r, up)
+        found["platt"] = [a, b]
+        folds = [np.concatenate(groups[k::2]) if groups[k::2] else np.zeros(0, int) for k in (0, 1)]
+        guesses = np.zeros(len(r))
+        for mine, other in (folds, folds[::-1]):  # each half by the line of the other
+            slope, shift = platt(r[other], up[other]) if len(other) else (a, b)
+            guesses[mine] = 1 / (1 + np.exp(-(slope * r[mine] + shift)))
+        found["calibration_error"] = calibration_error(guesses, up)
+    if pairs:
+        chosen = score(model, [Answered(p.prompt, p.chosen) for p in pairs], dtype)
+        rejected = score(model, [Answered(p.prompt, p.rejected) for p in pairs], dtype)
+        right = ((chosen > rejected).double() + 0.5 * (chosen == rejected).double()).numpy()
+        longer = np.array([0.5 + 0.5 * np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
+        groups = _groups(pairs)
+        found["pair_accuracy"] = bootstrap(groups, lambda i: float(right[i].mean()))
+        found["pair_accuracy_longer_wins"] = bootstrap(groups, lambda i: float(longer[i].mean()))
+    return found
+
+
+def _groups(items: Sequence[Thumb] | Sequence[Pair]) -> list[list[int]]:
+    by: dict[str, list[int]] = {}
+    for n, item in enumerate(items):
+        by.setdefault(prompt_key(item.messages), []).append(n)
+    return list(by.values())
+
+
+def complaint(exam: dict[str, Any]) -> str:
+    """Why PPO should not trust this model; empty when it may."""
+    named = [("auc", "AUC", "thumbs"), ("pair_accuracy", "pair accuracy", "comparisons")]
+    known = [(label, what, exam[key]) for key, label, what in named if key in exam and not math.isnan(exam[key][1])]
+    if not known:
+        return "no held-out prompts with both kinds of labels are there to prove it; collect more feedback."
+    if any(low > 0.5 for _, _, (_, low, _) in known):
+        return ""
+    label, what, (value, low, high) = known[0]
+    return (
+        f"its {label} on held-out {what} is {value:.2f} (95 % interval {low:.2f} to {high:.2f}), which includes chance "
+        "(0.50); collect more feedback."
+    )
+
+
+def check(thumbs: Sequence[Thumb], pairs: Sequence[Pair]) -> None:
+    """Raises UserError where nothing can be learnt."""
+    if len(thumbs) + len(pairs) < LEAST:
+        raise UserError(
+            f"There are {len(thumbs)} thumbs and {len(pairs)} comparisons; a reward model needs at least {LEAST}."
+        )
+    kinds = Counter(t.up for t in thumbs)
+    if not pairs and len(kinds) == 1:
+        way = "up" if kinds[True] else "down"
+        raise UserError(f"All {len(thumbs)} thumbs point {way}, which says nothing about what is better; press both.")
+
+
+def run(
+    config: RewardConfig,
+    run: Run,
+    thumbs: Sequence[Thumb],
+    pairs: Sequence[Pair],
+    start: Artifact,
+    name: str = "reward",
+) -> Artifact:
+    """The reward stage: labels → `name`, a reward model whose card says how far it can be trusted. Raises UserError when
+    the labels are too few or all alike."""
+    check(thumbs, pairs)
+    held = {t.messages for t in [*thumbs, *pairs] if is_held_out(t.messages, config.held_out, config.seed)}
+    labels = Labels([t for t in thumbs if t.messages not in held], [p for p in pairs if p.messages not in held])
+    kept_thumbs = [t for t in thumbs if t.messages in held]
+    kept_pairs = [p for p in pairs if p.messages in held] + paired(kept_thumbs)
+    config = dataclasses.replace(config, threads=use_threads(config.threads))
+    steps = max(1, math.ceil(config.epochs * len(labels) / config.rows))
+    reward = Scored(load_model(start.path))
+    judge = Judge(reward, Offsets(len(labels.users), len(labels.prompts)))
+    dtype = dtype_of(config.precision)
+    work = fresh_work(run, name, [dataclasses.asdict(config), start.hash, _stamp(thumbs, pairs)])
+    with run.build(name, kind="reward", config=config, parents=[start], seed=config.seed) as build:
+        with training_bar(name, steps) as progress:
+            history = train_reward(judge, labels, config, steps, work, progress)
+        reward.requires_grad_(False)
+        messages = sorted({t.messages for t in [*labels.thumbs, *labels.pairs]})
+        mean, std = normalise(reward, reference_answers(start, messages, config), dtype)
+        found = examine(reward, kept_thumbs, kept_pairs, dtype)
+        reward.save(build.path)
+        copy_tokenizer(start.file("tokenizer.json"), build.path)
+        (build.path / "prompts.json").write_text(json.dumps(messages, ensure_ascii=False), encoding="utf-8")
+        build.threads = config.threads
+        build.metrics = {
+            "labels": {"thumbs": len(thumbs), "up": sum(t.up for t in thumbs), "pairs": len(pairs)},
+            "trained_on": {"thumbs": len(labels.thumbs), "pairs": len(labels.pairs)},
+            "steps": steps,
+            "loss": history.loss,
+            "leniency": dict(zip(labels.users, judge.offsets.user.tolist(), strict=True)),
+            "raw_reference": {"mean": mean, "std": std},
+            "held_out": found,
+            "complaint": complaint(found),
+        }
+    shutil.rmtree(work, ignore_errors=True)
+    return build.artifact
+
+
+def reference_answers(start: Artifact, messages: Sequence[Any], config: RewardConfig) -> list[Answered]:
+    """Answers of the starting model to as many prompts as `references` says, in turns."""
+    engine = Engine.load(start.path, config.threads, rows=64)
+    prompts = [engine.chat_ids([{"role": r, "content": c} for r, c in m]) for m in messages]
+    sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens)
+    asked = [prompts[n % len(prompts)] for n in range(config.references)]
+    requests = [
+        engine.submit(p, dataclasses.replace(sampling, seed=config.seed * 1_000_003 + n)) for n, p in enumerate(asked)
+    ]
+    while any(r.finish is None for r in requests):
+        engine.step()
+    return [Answered(tuple(r.prompt), tuple(r.answer)) for r in requests]
+
+
+def normalise(reward: Scored, references: list[Answered], dtype: torch.dtype) -> tuple[float, float]:
+    """Scale and shift the score head so that the references have mean 0 and standard deviation 1; what they had before."""
+    raw = score(reward, references, dtype)
+    mean, std = float(raw.mean()), float(raw.std(correction=0))
+    if not std > 1e-6:
+        raise UserError("The reward model gives every answer the same reward; collect feedback of both kinds.")
+    with torch.no_grad():
+        reward.score.weight /= std
+        reward.score.bias.sub_(mean).div_(std)
+    return mean, std
+
+
+def _stamp(thumbs: Sequence[Thumb], pairs: Sequence[Pair]) -> str:
+    return hashlib.sha256(repr((list(thumbs), list(pairs))).encode()).hexdigest()

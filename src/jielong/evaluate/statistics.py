@@ -1,0 +1,72 @@
+"""Intervals and calibration, for whoever reports a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Interval = tuple[float, float, float]
+"""(value, low, high): 95 %."""
+
+
+def bootstrap(
+    groups: Sequence[Sequence[int]], statistic: Callable[[np.ndarray], float], rounds: int = 1000, seed: int = 0
+) -> Interval:
+    """`statistic` of all indices in `groups`, and the percentile interval when whole groups (prompts) are drawn anew, since
+    answers to one prompt are no independent witnesses. Draws without a value (NaN) are left out."""
+    arrays = [np.asarray(g, dtype=np.int64) for g in groups]
+    value = statistic(np.concatenate(arrays)) if arrays else math.nan
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(rounds if arrays else 0):
+        picked = rng.integers(0, len(arrays), len(arrays))
+        draws.append(statistic(np.concatenate([arrays[i] for i in picked])))
+    kept = [d for d in draws if not math.isnan(d)]
+    low, high = np.percentile(kept, [2.5, 97.5]) if kept else (math.nan, math.nan)
+    return float(value), float(low), float(high)
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Probability that a positive's score exceeds a negative's, ties counting half (Mann & Whitney 1947); NaN without
+    both kinds."""
+    positive = labels.astype(bool)
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return math.nan
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # ties share the mean of their ranks
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def platt(scores: np.ndarray, labels: np.ndarray, rounds: int = 50) -> tuple[float, float]:
+    """(a, b) of p = σ(a·score + b) by Newton's method, with Platt's targets, which keep it finite (Platt 1999)."""
+    n, m = labels.sum(), (1 - labels).sum()
+    target = np.where(labels > 0, (n + 1) / (n + 2), 1 / (m + 2))
+    x = np.stack([scores, np.ones_like(scores)], 1)
+    w = np.zeros(2)
+    for _ in range(rounds):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + 1e-6 * np.eye(2)
+        step = np.linalg.solve(hessian, x.T @ (p - target) + 1e-6 * w)
+        w -= step
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(w[0]), float(w[1])
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: mean over equally filled bins of |share of positives − mean probability|."""
+    if not len(labels):
+        return math.nan
+    order = np.argsort(probabilities, kind="stable")
+    parts = [p for p in np.array_split(order, min(bins, len(order))) if len(p)]
+    return float(sum(len(p) * abs(labels[p].mean() - probabilities[p].mean()) for p in parts) / len(labels))
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's, 0 where one does not vary."""
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])

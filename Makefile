@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MODEL  ?=
 RUN    ?= runs/$(if $(MODEL),$(notdir $(MODEL:/=)),spark)
 
-.PHONY: install chat test lint clean
+.PHONY: install chat test mutate lint clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ endif
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# breaks every detail of PPO in a scratch copy, and demands that a test notices
+mutate: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutate.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -17,11 +17,14 @@ from jielong.config import (
     FeedbackConfig,
     FinetuneConfig,
     ImportConfig,
+    ImproveConfig,
     KeyConfig,
     PretrainConfig,
     RaiseConfig,
     ReportConfig,
+    RollbackConfig,
     ServeConfig,
+    ThumbsConfig,
     TokenizerConfig,
 )
 from jielong.errors import UserError
@@ -37,12 +40,15 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "chat": (ChatConfig, "talk in the terminal"),
     "serve": (ServeConfig, "the web page and the API"),
     "feedback": (FeedbackConfig, "thumbs, comparisons and demonstrations: list, stats, export, import, erase"),
+    "thumbs": (ThumbsConfig, "a simulated teacher presses thumbs, where no person has yet"),
+    "improve": (ImproveConfig, "feedback → reward model → PPO → a better model, if it proves so"),
+    "rollback": (RollbackConfig, "serve the model before the last promotion again"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "key": (KeyConfig, "an API key, for serving to others"),
     "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
-WITH_RUN = {"raise", "chat", "serve", "import", "export", "key", "feedback"}  # nothing need be added to their settings
-POSITIONAL = {"import": "source", "export": "run", "feedback": "action"}
+WITH_RUN = {"raise", "chat", "serve", "import", "export", "key", "feedback", "improve", "rollback"}  # nothing need be added to their settings
+POSITIONAL = {"import": "source", "export": "run", "feedback": "action", "improve": "run", "rollback": "run"}
 REPEATED = {"serve": "model"}  # --model A --model B
 
 
@@ -116,6 +122,13 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.feedback.stage import run as feedback
 
         feedback(config, run)
+    elif name == "improve":
+        from jielong.align.improve import run as improve
+
+        with run.lock():
+            print(improve(config, run).path)
+    elif name == "rollback":
+        print(f"{run.path} serves {run.rollback()} again.")
     elif name in ("import", "export"):
         from jielong import convert
 
@@ -149,6 +162,7 @@ def stage(name: str, config: Any, run: Any) -> None:
         "pretrain": "jielong.pretrain",
         "finetune": "jielong.finetune",
         "evaluate": "jielong.evaluate.stage",
+        "thumbs": "jielong.align.simulate",
         "report": "jielong.report.stage",
     }[name]
     artifact_name = {"pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(name, name)

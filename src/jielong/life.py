@@ -13,7 +13,7 @@ from typing import Any
 from jielong.config import EvaluateConfig, RaiseConfig, ReportConfig
 from jielong.errors import UserError
 from jielong.recipes import Recipe, fit_minutes, own_text, recipe
-from jielong.run import Artifact, Run, plain, write_atomic
+from jielong.run import SERVING, Artifact, Run, plain, write_atomic
 
 PLAN = "plan.json"
 
@@ -73,6 +73,8 @@ def _new_plan(config: RaiseConfig) -> Recipe:
         corpus=corpus,
         pretrain=dataclasses.replace(plan.pretrain, seed=config.seed),
         finetune=dataclasses.replace(plan.finetune, seed=config.seed),
+        thumbs=dataclasses.replace(plan.thumbs, seed=config.seed),
+        improve=dataclasses.replace(plan.improve, seed=config.seed),
     )
     if config.vocab_size is not None:
         plan = dataclasses.replace(plan, tokenizer=dataclasses.replace(plan.tokenizer, vocab_size=config.vocab_size))
@@ -85,11 +87,23 @@ def _new_plan(config: RaiseConfig) -> Recipe:
 
 def _discard(run: Run, before: dict[str, Any], plan: Recipe) -> None:
     """Remove what was made with settings that the new plan does not have; what descends from it is then stale."""
-    made = {"corpus": ["corpus"], "tokenizer": ["tokenizer"], "pretrain": ["base"], "finetune": ["sft", "control"]}
-    for stage, names in made.items():
-        if stage in before and before[stage] != plain(getattr(plan, stage)):
-            for name in names:
-                shutil.rmtree(run.path / name, ignore_errors=True)
+    made = {
+        "corpus": ["corpus"], "tokenizer": ["tokenizer"], "pretrain": ["base"], "finetune": ["sft", "control"],
+        "thumbs": ["thumbs"], "improve": [],
+    }  # fmt: skip
+    changed = [stage for stage in made if stage in before and before[stage] != plain(getattr(plan, stage))]
+    for name in [name for stage in changed for name in made[stage]]:
+        shutil.rmtree(run.path / name, ignore_errors=True)
+    if changed:
+        _discard_improvements(run)
+
+
+def _discard_improvements(run: Run) -> None:
+    """Remove what came of the feedback; sft is served then. The feedback itself stays."""
+    for artifact in run.artifacts():
+        if artifact.card["kind"] in ("reward", "ppo", "promotion"):
+            shutil.rmtree(artifact.path, ignore_errors=True)
+    (run.path / SERVING).unlink(missing_ok=True)
 
 
 def _filled(template: Any, values: dict[str, Any]) -> Any:
@@ -139,10 +153,15 @@ def _stages(config: RaiseConfig, plan: Recipe, run: Run) -> None:
     if world and config.control:
         _stage(run, "control", ["base"], config.force, lambda: sft(True))
     if world:
+        from jielong.align import simulate
         from jielong.evaluate import stage as evaluate
 
+        _stage(run, "thumbs", ["sft"], config.force, lambda: simulate.run(plan.thumbs, run))
+        _improve(config, plan, run)
         exam = EvaluateConfig(control=config.control, seed=config.seed)
         parents = ["sft", *(["control"] if config.control else [])]
+        if run.serving() != "sft":
+            parents.append(run.serving())
         _stage(run, "evaluation", parents, config.force, lambda: evaluate.run(exam, run))
         found = run.need("evaluation")
         for row in evaluate.table(found.card["metrics"]):
@@ -150,6 +169,20 @@ def _stages(config: RaiseConfig, plan: Recipe, run: Run) -> None:
     from jielong.report import stage as report
 
     report.run(ReportConfig(), run)
+
+
+def _improve(config: RaiseConfig, plan: Recipe, run: Run) -> None:
+    """The first round of thumbs → reward → PPO. Feedback that teaches nothing leaves sft as it is, and says so."""
+    from jielong.align import improve
+
+    settings = dataclasses.replace(plan.improve, run=run.path, model="sft")
+    found = run.artifact("promotion-1")
+    if found is not None and config.force and found.card["parents"].get("sft") != run.need("sft").hash:
+        _discard_improvements(run)
+    try:
+        _stage(run, "promotion-1", ["sft"], config.force, lambda: improve.run(settings, run))
+    except improve.NotTaught as reason:
+        say(f"No improvement: {reason}")
 
 
 def _stage(run: Run, name: str, parents: list[str], force: bool, make: Callable[[], Artifact]) -> None:

@@ -13,9 +13,12 @@ from pathlib import Path
 from jielong.config import (
     CorpusConfig,
     FinetuneConfig,
+    ImproveConfig,
     ModelConfig,
     OptimConfig,
+    PPOConfig,
     PretrainConfig,
+    ThumbsConfig,
     TokenizerConfig,
 )
 from jielong.errors import UserError
@@ -29,6 +32,8 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    thumbs: ThumbsConfig = field(default_factory=ThumbsConfig)
+    improve: ImproveConfig = field(default_factory=ImproveConfig)
     why: str = ""
     """What was picked and why, for people."""
 
@@ -59,6 +64,8 @@ def tiny() -> Recipe:
         tokenizer=TokenizerConfig(vocab_size=1024),
         pretrain=PretrainConfig(model=model, steps=30, rows=16, length=128),
         finetune=FinetuneConfig(lessons=500, epochs=1.0, rows=16, length=128, optim=OptimConfig()),
+        thumbs=ThumbsConfig(count=80, max_tokens=24),
+        improve=ImproveConfig(ppo=PPOConfig(iterations=2, episodes=16, max_tokens=24)),
     )
 
 

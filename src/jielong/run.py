@@ -34,7 +34,9 @@ MADE_BY = {
     "sft": "jielong finetune",
     "control": "jielong finetune --from-scratch",
     "evaluation": "jielong evaluate",
+    "thumbs": "jielong thumbs",
 }
+SERVING = "serving.json"
 
 
 def plain(value: Any) -> Any:
@@ -166,6 +168,38 @@ class Run:
             raise UserError(f"{self.path} has no {name} yet; make it with `{command} --run {self.path}`.")
         found.verify()
         return found
+
+    # which model talks
+
+    def serving(self) -> str:
+        """Name of the artifact to talk with: the last promoted one, else sft, else base. Raises UserError for a damaged
+        serving.json."""
+        promoted = self._promotions()
+        if promoted:
+            return promoted[-1]
+        return "base" if self.artifact("sft") is None and self.artifact("base") is not None else "sft"
+
+    def promote(self, name: str) -> None:
+        """From now on artifact `name` talks."""
+        write_atomic(self.path / SERVING, json.dumps({"promoted": [*self._promotions(), name]}))
+
+    def rollback(self) -> str:
+        """The model before talks again; its name. Raises UserError when none was promoted."""
+        promoted = self._promotions()
+        if not promoted:
+            raise UserError(f"{self.path} serves {self.serving()}, and no other model before it.")
+        write_atomic(self.path / SERVING, json.dumps({"promoted": promoted[:-1]}))
+        return self.serving()
+
+    def _promotions(self) -> list[str]:
+        path = self.path / SERVING
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["promoted"]
+            return [str(name) for name in found]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged; delete it, and sft is served again.") from error
 
     def create(self) -> None:
         """Make the folder. Raises UserError where that is not allowed."""

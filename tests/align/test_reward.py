@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jielong.align.reward import (
+    UNIT,
     Judge,
     Labels,
     Offsets,
@@ -24,7 +25,7 @@ from jielong.align.reward import (
 from jielong.align.scoring import Answered, Scored, score
 from jielong.config import RewardConfig, adam
 from jielong.errors import UserError
-from jielong.evaluate.statistics import auc, bootstrap, calibration_error, correlation, platt
+from jielong.evaluate.statistics import auc, auc_within, bootstrap, calibration_error, correlation, platt
 from jielong.feedback.labels import Pair, Thumb, is_held_out, paired, prompt_key
 
 
@@ -39,9 +40,9 @@ def test_likelihood_by_hand(model):
     assert len(labels) == 4  # the two thumbs of one user on one prompt make a comparison
     judge = Judge(Scored(model), Offsets(2, 2))
     with torch.no_grad():
-        judge.offsets.shift.fill_(0.3)
-        judge.offsets.user.copy_(torch.tensor([0.5, -0.2]))
-        judge.offsets.prompt.copy_(torch.tensor([0.1, -0.4]))
+        judge.offsets.shift.fill_(0.3 / UNIT)
+        judge.offsets.user.copy_(torch.tensor([0.5, -0.2]) / UNIT)
+        judge.offsets.prompt.copy_(torch.tensor([0.1, -0.4]) / UNIT)
     config = RewardConfig(user_spread=2.0, prompt_spread=0.5, pair_weight=0.7)
     rewards = {0: torch.tensor([1.0]), 1: torch.tensor([-0.5]), 2: torch.tensor([0.2]), 3: torch.tensor([1.0, -0.5])}
     q, other = (
@@ -146,6 +147,21 @@ def test_auc_is_the_share_of_ordered_pairs():
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels > 0] for n in scores[labels == 0]]
     assert auc(scores, labels) == pytest.approx(np.mean(pairs))
     assert math.isnan(auc(scores, np.ones(60)))
+
+
+def test_auc_within_users():
+    rng = np.random.default_rng(1)
+    scores, users = rng.normal(size=80), rng.integers(0, 4, 80)
+    labels = (rng.random(80) < 0.5).astype(float)
+    pairs = [
+        (scores[p] > scores[n])
+        for p in range(80)
+        for n in range(80)
+        if labels[p] and not labels[n] and users[p] == users[n]
+    ]
+    assert auc_within(scores, labels, users) == pytest.approx(np.mean(pairs))
+    strict = np.where(users < 2, 0.0, 1.0)  # the lenient press up, whatever is said: nothing can be compared
+    assert math.isnan(auc_within(scores, strict, users))
 
 
 def test_platt_calibrates():

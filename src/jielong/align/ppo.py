@@ -65,6 +65,16 @@ Score = Callable[[Rollout], Tensor]
 """Answers → their scores (E,)."""
 
 
+def judged(score: Score, drawn: Rollout, missing_end: float | None) -> Tensor:
+    """(E,) scores, `missing_end` (unless None) for an answer that did not end by itself. Raises UserError for a score that
+    is no number."""
+    scores = score(drawn).float()
+    if not torch.isfinite(scores).all():
+        bad = int((~torch.isfinite(scores)).nonzero()[0])
+        raise UserError(f"The reward of {drawn.texts[bad][:80]!r} is {float(scores[bad])}; train the reward model anew.")
+    return scores if missing_end is None else torch.where(drawn.ended, scores, torch.tensor(missing_end))
+
+
 class ActorCritic(nn.Module):
     """What PPO trains. The critic is a model of its own, so that values do not disturb the policy."""
 
@@ -143,14 +153,7 @@ class PPO:
         logprobs = answer_logprobs(actor, sequences, dtype, c.temperature)
         reference = answer_logprobs(self.reference, sequences, dtype, c.temperature)
         values = answer_values(self.model.critic, sequences, dtype)
-        scores = self.score(drawn).float()
-        if not torch.isfinite(scores).all():
-            bad = int((~torch.isfinite(scores)).nonzero()[0])
-            raise UserError(
-                f"The reward of {drawn.texts[bad][:80]!r} is {float(scores[bad])}; train the reward model anew."
-            )
-        if c.missing_end is not None:
-            scores = torch.where(drawn.ended, scores, torch.tensor(c.missing_end))
+        scores = judged(self.score, drawn, c.missing_end)
         rewards = token_rewards(scores, logprobs, reference, lengths, kl)
         if c.whiten_rewards:
             rewards = whiten(rewards, keep_mean=True)

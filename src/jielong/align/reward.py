@@ -23,15 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jielong.align.scoring import Answered, Scored, hidden_at_ends, parts, score
+from jielong.align.scoring import Answered, Scored, hidden_at_ends, merge, parts, score
 from jielong.align.work import fresh_work
 from jielong.config import RewardConfig
 from jielong.errors import UserError
-from jielong.evaluate.statistics import auc, bootstrap, calibration_error, correlation, platt
+from jielong.evaluate.statistics import auc_within, bootstrap, calibration_error, correlation, platt
 from jielong.feedback.labels import Pair, Thumb, is_held_out, paired, prompt_key
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import load_model
+from jielong.model.lora import add_lora
 from jielong.run import Artifact, Run
 from jielong.tokens.tokenizer import copy_tokenizer
 from jielong.train.bar import training_bar
@@ -41,8 +42,11 @@ from jielong.train.optim import Optimizer
 LEAST = 20  # labels: with fewer nothing can be learnt and held out
 
 
+UNIT = 100.0  # logits per unit of an offset: Adam moves every number by its learning rate, and these must move by logits
+
+
 class Offsets(nn.Module):
-    """What a thumb says beside the answer: the general shift, the user's leniency, the prompt's difficulty."""
+    """What a thumb says beside the answer: the general shift, the user's leniency, the prompt's difficulty, in UNITs."""
 
     def __init__(self, users: int, prompts: int):
         super().__init__()
@@ -94,12 +98,12 @@ def label_loss(
     thumbs = [i for i in items if i < len(labels.thumbs)]
     if thumbs:
         r = torch.cat([rewards[i] for i in thumbs])
-        user = offsets.user[torch.tensor([labels.user_of[i] for i in thumbs])]
-        prompt = offsets.prompt[torch.tensor([labels.prompt_of[i] for i in thumbs])]
+        user = UNIT * offsets.user[torch.tensor([labels.user_of[i] for i in thumbs])]
+        prompt = UNIT * offsets.prompt[torch.tensor([labels.prompt_of[i] for i in thumbs])]
         up = torch.tensor([float(labels.thumbs[i].up) for i in thumbs])
-        losses.append(F.binary_cross_entropy_with_logits(r + offsets.shift + user + prompt, up, reduction="sum"))
-        prior = offsets.user.square().sum() / config.user_spread**2
-        prior = (prior + offsets.prompt.square().sum() / config.prompt_spread**2) / 2
+        losses.append(F.binary_cross_entropy_with_logits(r + UNIT * offsets.shift + user + prompt, up, reduction="sum"))
+        prior = (UNIT * offsets.user).square().sum() / config.user_spread**2
+        prior = (prior + (UNIT * offsets.prompt).square().sum() / config.prompt_spread**2) / 2
         losses.append(prior * len(thumbs) / len(labels.thumbs))
     pairs = [i for i in items if i >= len(labels.thumbs)]
     if pairs:
@@ -152,15 +156,16 @@ def _backward(
 
 
 def examine(model: Scored, thumbs: Sequence[Thumb], pairs: Sequence[Pair], dtype: torch.dtype) -> dict[str, Any]:
-    """Held-out prompts: AUC, pair accuracy, calibration, length. Intervals by bootstrap over prompts."""
+    """Held-out prompts: AUC among each user's thumbs, pair accuracy, calibration, length. Intervals by bootstrap over prompts."""
     found: dict[str, Any] = {"thumbs": len(thumbs), "pairs": len(pairs)}
     if thumbs:
         r = score(model, [Answered(t.prompt, t.answer) for t in thumbs], dtype).numpy().astype(float)
         up = np.array([float(t.up) for t in thumbs])
         length = np.array([float(len(t.answer)) for t in thumbs])
         groups = _groups(thumbs)
-        found["auc"] = bootstrap(groups, lambda i: auc(r[i], up[i]))
-        found["auc_longer_wins"] = bootstrap(groups, lambda i: auc(length[i], up[i]))
+        users = np.unique([t.user for t in thumbs], return_inverse=True)[1]
+        found["auc"] = bootstrap(groups, lambda i: auc_within(r[i], up[i], users[i]))
+        found["auc_longer_wins"] = bootstrap(groups, lambda i: auc_within(length[i], up[i], users[i]))
         found["length_correlation"] = correlation(r, length)
         a, b = platt(r, up)
         found["platt"] = [a, b]
@@ -222,9 +227,10 @@ def run(
     pairs: Sequence[Pair],
     start: Artifact,
     name: str = "reward",
+    feedback: str = "",
 ) -> Artifact:
-    """The reward stage: labels → `name`, a reward model whose card says how far it can be trusted. Raises UserError when
-    the labels are too few or all alike."""
+    """The reward stage: labels → `name`, a reward model whose card says how far it can be trusted. `feedback`
+    is kept in the card as the labels' identity. Raises UserError when they are too few or all alike."""
     check(thumbs, pairs)
     held = {t.messages for t in [*thumbs, *pairs] if is_held_out(t.messages, config.held_out, config.seed)}
     labels = Labels([t for t in thumbs if t.messages not in held], [p for p in pairs if p.messages not in held])
@@ -233,12 +239,15 @@ def run(
     config = dataclasses.replace(config, threads=use_threads(config.threads))
     steps = max(1, math.ceil(config.epochs * len(labels) / config.rows))
     reward = Scored(load_model(start.path))
+    if config.lora_rank:  # the score, which lies outside the body, is trained as ever
+        add_lora(reward.body, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)
     judge = Judge(reward, Offsets(len(labels.users), len(labels.prompts)))
     dtype = dtype_of(config.precision)
     work = fresh_work(run, name, [dataclasses.asdict(config), start.hash, _stamp(thumbs, pairs)])
     with run.build(name, kind="reward", config=config, parents=[start], seed=config.seed) as build:
         with training_bar(name, steps) as progress:
             history = train_reward(judge, labels, config, steps, work, progress)
+        merge(reward.body)  # what is normalised, examined and kept is a plain model, which PPO can train as its critic
         reward.requires_grad_(False)
         messages = sorted({t.messages for t in [*labels.thumbs, *labels.pairs]})
         mean, std = normalise(reward, reference_answers(start, messages, config), dtype)
@@ -248,11 +257,12 @@ def run(
         (build.path / "prompts.json").write_text(json.dumps(messages, ensure_ascii=False), encoding="utf-8")
         build.threads = config.threads
         build.metrics = {
+            "feedback": feedback,
             "labels": {"thumbs": len(thumbs), "up": sum(t.up for t in thumbs), "pairs": len(pairs)},
             "trained_on": {"thumbs": len(labels.thumbs), "pairs": len(labels.pairs)},
             "steps": steps,
             "loss": history.loss,
-            "leniency": dict(zip(labels.users, judge.offsets.user.tolist(), strict=True)),
+            "leniency": dict(zip(labels.users, (UNIT * judge.offsets.user).tolist(), strict=True)),
             "raw_reference": {"mean": mean, "std": std},
             "held_out": found,
             "complaint": complaint(found),

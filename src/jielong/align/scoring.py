@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, causal_mask, load_model, save_model
+from jielong.model.gpt import GPT, Linear, causal_mask, load_model, save_model
 from jielong.model.lora import LoRA
 
 PART = 4096  # tokens, padding included, that go through a model at once
@@ -77,6 +77,16 @@ def merged_copy(model: GPT) -> GPT:
             state[f"{name.removesuffix('.lora')}.weight"] += layer.scale * (layer.b @ layer.a).detach()
     copy.load_state_dict(state)
     return copy.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def merge(model: GPT) -> None:
+    """Add the LoRA, if there is one, to the weights, in place and without a second model: what remains is a plain model."""
+    for layer in model.modules():
+        change = getattr(layer, "lora", None)
+        if isinstance(layer, Linear) and change is not None:
+            layer.weight += change.scale * (change.b @ change.a)
+            layer.lora = None
 
 
 def parts(lengths: Sequence[int], most: int = PART) -> list[list[int]]:

@@ -14,8 +14,8 @@ from jielong.run import Artifact, Run
 
 
 def run(config: EvaluateConfig, run: Run) -> Artifact:
-    """sft (and control, where it exists) → evaluation."""
-    parents = [run.need(config.model)]
+    """sft, what is served, and control, where it exists → evaluation."""
+    parents = [run.need(name) for name in dict.fromkeys((config.model, run.serving()))]
     if config.control and run.artifact("control"):
         parents.append(run.need("control"))
     held_out = read_documents(run.need("corpus").file("heldout.parquet"))
@@ -25,7 +25,7 @@ def run(config: EvaluateConfig, run: Run) -> Artifact:
             engine = Engine.load(artifact.path, config.threads, rows=128)
             results[artifact.name] = {
                 "unseen": examine(engine, config.seed, "unseen", config.questions),
-                "taught": examine(engine, config.seed, "taught", config.questions),
+                "taught": examine(engine, config.seed, "taught", config.taught),
                 "bits_per_byte": bits_per_byte(load_model(artifact.path), engine.tokenizer, held_out[:400]),
             }
         build.metrics = results

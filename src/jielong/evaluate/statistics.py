@@ -40,6 +40,18 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
+def auc_within(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
+    """The same over pairs of one group (user) only, all groups' pairs together: how lenient each one is says nothing then."""
+    right = pairs = 0.0
+    for group in np.unique(groups):
+        own = groups == group
+        n = float(labels[own].sum())
+        weight = n * (own.sum() - n)
+        if weight:
+            right, pairs = right + weight * auc(scores[own], labels[own]), pairs + weight
+    return right / pairs if pairs else math.nan
+
+
 def platt(scores: np.ndarray, labels: np.ndarray, rounds: int = 50) -> tuple[float, float]:
     """(a, b) of p = σ(a·score + b) by Newton's method, with Platt's targets, which keep it finite (Platt 1999)."""
     n, m = labels.sum(), (1 - labels).sum()

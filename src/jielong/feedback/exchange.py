@@ -12,7 +12,7 @@ from typing import Any
 
 from jielong.errors import UserError
 from jielong.feedback.labels import Messages, Pair, Thumb
-from jielong.feedback.store import Answer, Event, Store
+from jielong.feedback.store import PERSON, Answer, Event, Store
 from jielong.tokens.chat import check_messages, encode_chat
 from jielong.tokens.tokenizer import Tokenizer
 
@@ -48,10 +48,12 @@ def export(store: Store, form: str) -> Iterator[Row]:
                 }  # fmt: skip
 
 
-def labels(store: Store, tokenizer: Tokenizer) -> tuple[list[Thumb], list[Pair]]:
-    """What a reward model learns from."""
+def labels(store: Store, tokenizer: Tokenizer, people_only: bool = False) -> tuple[list[Thumb], list[Pair]]:
+    """What a reward model learns from; with `people_only` nothing that a simulated teacher pressed."""
     events = [e for e in store.current() if e.consent]
     answers = store.answers_of([i for e in events for i in (e.answer, e.other) if i])
+    if people_only:
+        answers = {key: a for key, a in answers.items() if a.source == PERSON}
     thumbs, pairs = [], []
     coded = {key: encoded(a, tokenizer) for key, a in answers.items()}
     for e in events:

@@ -18,11 +18,16 @@ def store_of(url: str, run: Run) -> Store:
     return Store(url or run.path / "feedback.db")
 
 
+def existing_store(url: str, run: Run) -> Store:
+    """The same, where there must be feedback already. Raises UserError when there is none."""
+    if not url and not (run.path / "feedback.db").is_file():
+        raise UserError(f"{run.path} has no feedback yet; press a thumb in the page, or use `jielong feedback import`.")
+    return store_of(url, run)
+
+
 def run(config: FeedbackConfig, run: Run) -> None:
     """Do what `action` says. Raises UserError for everything that the user can mend."""
-    if not config.store and config.action != "import" and not (run.path / "feedback.db").is_file():
-        raise UserError(f"{run.path} has no feedback yet; press a thumb in the page, or use `jielong feedback import`.")
-    store = store_of(config.store, run)
+    store = store_of(config.store, run) if config.action == "import" else existing_store(config.store, run)
     if config.action == "list":
         _list(store)
     elif config.action == "stats":

@@ -34,6 +34,7 @@ KINDS = {
     "undo": ("",),
 }
 ERASED = "erased"
+PERSON = "person"
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Answer:
     model: str
     model_hash: str
     user: str = ""
-    source: str = "person"
+    source: str = PERSON
     """person, or the name of what pressed in a person's place"""
     created: float = field(default_factory=time.time)
 
@@ -161,24 +162,32 @@ class Store:
 
         Raises UserError for an event that makes no sense, Capped, and StoreDown.
         """
-        _check(event)
+        return self.add_all([(event, answers)])[0]
+
+    def add_all(self, items: Sequence[tuple[Event, Sequence[Answer]]]) -> list[int]:
+        """The same for several, in one transaction: all of them are stored or none."""
+        for event, _ in items:
+            _check(event)
         with self._connect() as connection:
-            if event.kind != "undo" and self._today(connection, event.user, event.created) >= self.cap:
-                raise Capped
-            for answer in answers:
-                self._insert_answer(connection, answer)
-            if event.kind == "undo":
-                own = sa.select(self.events).where(self.events.c.id == event.undoes)
-                undone = connection.execute(own).mappings().first()
-                if undone is None or undone["user"] != event.user or undone["kind"] == "undo":
-                    raise UserError(f"There is no feedback {event.undoes} of yours to undo.")
-            for known in filter(None, (event.answer, event.other)):
-                if not connection.execute(sa.select(self.answers.c.id).where(self.answers.c.id == known)).first():
-                    raise UserError(f"The answer {known} is not known; ask again and press then.")
-            row = {k: v for k, v in asdict(event).items() if k != "id"}
-            result = connection.execute(self.events.insert().values(row))
-            assert result.inserted_primary_key
-            return int(result.inserted_primary_key[0])
+            return [self._add(connection, event, answers) for event, answers in items]
+
+    def _add(self, connection: sa.Connection, event: Event, answers: Sequence[Answer]) -> int:
+        if event.kind != "undo" and self._today(connection, event.user, event.created) >= self.cap:
+            raise Capped
+        for answer in answers:
+            self._insert_answer(connection, answer)
+        if event.kind == "undo":
+            own = sa.select(self.events).where(self.events.c.id == event.undoes)
+            undone = connection.execute(own).mappings().first()
+            if undone is None or undone["user"] != event.user or undone["kind"] == "undo":
+                raise UserError(f"There is no feedback {event.undoes} of yours to undo.")
+        for known in filter(None, (event.answer, event.other)):
+            if not connection.execute(sa.select(self.answers.c.id).where(self.answers.c.id == known)).first():
+                raise UserError(f"The answer {known} is not known; ask again and press then.")
+        row = {k: v for k, v in asdict(event).items() if k != "id"}
+        result = connection.execute(self.events.insert().values(row))
+        assert result.inserted_primary_key
+        return int(result.inserted_primary_key[0])
 
     def _insert_answer(self, connection: sa.Connection, answer: Answer) -> None:
         row = asdict(answer)

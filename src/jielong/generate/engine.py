@@ -93,7 +93,7 @@ class Engine:
         if options.get("precision") == "auto":
             options["precision"] = "bf16" if has_bf16() or options.get("device") == "cuda" else "fp32"
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        chat = artifact.card["kind"] in ("sft", "ppo") or tokenizer.template is not None
+        chat = artifact.card["kind"] in ("sft", "ppo", "dpo", "kto", "rloo", "grpo") or tokenizer.template is not None
         engine = cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
         engine.hash = artifact.hash
         return engine

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from jielong.generate.engine import Engine
 from jielong.serve.answers import Answer, event
 from jielong.serve.feedback import Recent, add_feedback, user_of
 from jielong.serve.guard import Guard, error_body
+from jielong.serve.improve import Trainer, add_improve
 from jielong.serve.keys import Keys
 from jielong.serve.metrics import Metrics
+from jielong.serve.models import Models, Served
+from jielong.serve.reward import RewardModel, add_reward
 from jielong.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from jielong.serve.worker import Busy, Closing, Ticket, Worker
 
@@ -30,15 +33,6 @@ PAGE = Path(__file__).parent / "page"
 WAITING = 64  # requests beyond those in the batch; one more is answered 429
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-
-
-@dataclass
-class Served:
-    """A model under its name."""
-
-    engine: Engine
-    run: Path | None = None
-    """The run's folder, for the report."""
 
 
 def error(status: int, message: str, kind: str = "invalid_request_error", param: str | None = None) -> JSONResponse:
@@ -52,36 +46,60 @@ def make_app(
     origins: tuple[str, ...] = (),
     waiting: int = WAITING,
     feedback: Callable[[], Store] | None = None,
+    trainer: Trainer | None = None,
+    renewed: Callable[[str], Served | None] | None = None,
+    reward: Callable[[], RewardModel | None] | None = None,
 ) -> FastAPI:
     """The application around one or more engines; the first one answers who names none. `feedback` opens the store of what
-    people say about answers; without it nobody is asked."""
+    people say about answers; without it nobody is asked. `trainer` lets the page train from it. `renewed(name)` loads the
+    model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward."""
     recent = Recent()
-    models = {s.engine.name: s for s in served}
-    default = served[0]
+    models = Models(served)
+    find = models.find
     worker = Worker([s.engine for s in served], waiting + sum(s.engine.rows for s in served))
+
+    changing = asyncio.Lock()
+
+    async def switch() -> str:
+        """Serve what the run serves now; the name of the model. Requests that run are not disturbed."""
+        async with changing:
+            new = await asyncio.to_thread(renewed, models.default.engine.name) if renewed else None
+            if new is not None:
+                if models.has(new.engine.name, new.engine.hash):
+                    models.switch(new.engine.name)
+                else:
+                    models.add(new, worker)
+            return models.default.engine.name
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await switch()
+            except UserError as problem:  # a damaged file: the old model goes on
+                print(f"jielong: {problem}", file=sys.stderr)
+                await asyncio.sleep(30.0)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
+        watching = asyncio.ensure_future(watch()) if renewed else None
         yield
+        if watching:
+            watching.cancel()
+        if trainer:
+            await asyncio.to_thread(trainer.close)
         worker.stop()
 
     app = FastAPI(title="jielong", docs_url=None, redoc_url=None, lifespan=lifespan)
     add_errors(app)
 
-    def find(name: str | None) -> Served:
-        if not name or name == "jielong":
-            return default
-        if name not in models:
-            raise HTTPException(404, f"The model {name!r} does not exist; this server has {', '.join(models)}.")
-        return models[name]
-
     @app.get("/health")
     async def health() -> dict[str, str]:
-        return {"status": "ok", "model": default.engine.name}
+        return {"status": "ok", "model": models.default.engine.name}
 
     def describe(name: str) -> dict[str, Any]:
-        engine = models[name].engine
+        engine = find(name).engine
         return {"id": name, "object": "model", "created": 0, "owned_by": "you", "max_model_len": engine.context}
 
     @app.get("/v1/models")
@@ -98,7 +116,8 @@ def make_app(
         card = {k: engine.card.get(k) for k in ("kind", "name", "created", "seed", "version", "parents", "seconds")}
         metrics = engine.card.get("metrics") or {}
         card |= {k: metrics.get(k) for k in ("parameters", "steps", "tokens")}
-        return {"card": card, "context": engine.context, "report": bool(report_file(found)), "models": list(models)}
+        told = {"card": card, "context": engine.context, "report": bool(report_file(found)), "models": list(models)}
+        return told | {"feedback": feedback is not None, "improve": trainer is not None}
 
     def report_file(found: Served) -> Path | None:
         file = found.run / "report" / "report.html" if found.run else None
@@ -185,6 +204,9 @@ def make_app(
 
     if feedback:
         add_feedback(app, recent, feedback)
+    if trainer:
+        add_improve(app, trainer, switch)
+    add_reward(app, worker, reward)
 
     @app.post("/v1/embeddings")
     async def embed(body: EmbeddingRequest) -> dict[str, Any]:

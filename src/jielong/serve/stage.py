@@ -14,21 +14,19 @@ from jielong.feedback.stage import store_of
 from jielong.generate.engine import Engine
 from jielong.model.native import hint
 from jielong.run import Run
-from jielong.serve.app import Served, make_app
+from jielong.serve.app import make_app
 from jielong.serve.guard import LOOPBACK
+from jielong.serve.improve import Trainer
 from jielong.serve.keys import Keys
+from jielong.serve.models import Served
+from jielong.serve.reward import opener
 
 DRAIN = 20  # seconds that answers in progress get when the server is told to stop
 
 
 def pick_model(run: Run, name: str = "") -> Path:
-    """The artifact to talk with: the named one, else sft, else base. Raises UserError when there is none."""
-    if name:
-        return run.need(name).path
-    for candidate in ("sft", "base"):
-        if run.artifact(candidate):
-            return run.need(candidate).path
-    return run.need("sft").path
+    """The artifact to talk with: the named one, else the one that the run serves. Raises UserError when there is none."""
+    return run.need(name or run.serving()).path
 
 
 def load_models(config: ServeConfig, run: Run) -> list[Served]:
@@ -43,20 +41,25 @@ def load_models(config: ServeConfig, run: Run) -> list[Served]:
             path, _, artifact = place.partition(":")
             folder = Run(path)
         picked = pick_model(folder, artifact)
-        engine = Engine.load(
-            picked,
-            config.threads,
-            precision=config.precision,
-            device=config.device,
-            rows=config.rows,
-            prefix_bytes=config.prefix_mb << 20,
-            lookup=config.lookup,
-        )
+        engine = load_engine(config, picked)
         engine.name = name or picked.name
         if engine.name in served:
             raise UserError(f"Two models are named {engine.name!r}; name them apart: --model NAME=RUN.")
         served[engine.name] = Served(engine, folder.path)
     return list(served.values())
+
+
+def load_engine(config: ServeConfig, folder: Path) -> Engine:
+    """The engine of an artifact, with the server's settings."""
+    return Engine.load(
+        folder,
+        config.threads,
+        precision=config.precision,
+        device=config.device,
+        rows=config.rows,
+        prefix_bytes=config.prefix_mb << 20,
+        lookup=config.lookup,
+    )
 
 
 def free_port(host: str, port: int | None) -> socket.socket:
@@ -97,8 +100,24 @@ def run(config: ServeConfig, run: Run) -> None:
     if told := hint():
         print(told, file=sys.stderr)
     served = load_models(config, run)
-    store = None if config.feedback == "off" else lambda: store_of(config.feedback, Run(served[0].run or run.path))
-    app = make_app(served, keys, config.origin, config.waiting, store)
+    own = Run(served[0].run or run.path)
+    feedback = config.feedback != "off"
+
+    def renewed(now: str) -> Served | None:
+        """What the run serves now, where that is not `now`."""
+        name = own.serving()
+        return None if name == now else Served(load_engine(config, own.need(name).path), own.path)
+
+    app = make_app(
+        served,
+        keys,
+        config.origin,
+        config.waiting,
+        (lambda: store_of(config.feedback, own)) if feedback else None,
+        Trainer(own, config.feedback) if feedback else None,
+        None if config.model else renewed,
+        opener(config.reward, own, config.precision),
+    )
     sock = free_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host
     url = f"http://{host}:{sock.getsockname()[1]}"

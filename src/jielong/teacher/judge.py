@@ -26,7 +26,7 @@ COURTESY = re.compile(
     re.IGNORECASE,
 )
 IGNORANT = re.compile(r"don't know|do not know|不知道", re.IGNORECASE)
-NOISE, LENIENCY = 0.15, 0.3
+NOISE, LENIENCY = 0.15, 0.2
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Asked:
     accepted: tuple[str, ...] = ()
 
 
-def prompts(world: World, seed: int, count: int, held_out: bool = False) -> list[Asked]:
+def prompts(world: World, seed: int, count: int, draw: int = 1, held_out: bool = False) -> list[Asked]:
     """Different prompts as people would type them: 75 % facts, the rest small talk, concepts and invented names.
 
     All ask about taught countries only, so that no thumb touches what the exam asks. The held-out ones are other facts, and
@@ -52,7 +52,7 @@ def prompts(world: World, seed: int, count: int, held_out: bool = False) -> list
     made: dict[str, Asked] = {}
     n = 0
     while len(made) < count and n < 50 * count:
-        rng = random.Random(f"prompt/{seed}/{held_out}/{n}")
+        rng = random.Random(f"prompt/{seed}/{draw}/{held_out}/{n}")
         n += 1
         lang = "en" if n % 2 else "zh"
         roll = rng.random()
@@ -117,7 +117,7 @@ def score(world: World, asked: Asked, reply: str) -> float:
 
 
 def thumb(world: World, asked: Asked, reply: str, user: int, seed: int, key: int) -> bool:
-    """Up or down, as user number `user` presses: by score, their leniency N(0, 0.3), and in 15 % the wrong button."""
+    """Up or down, as user number `user` presses: by score, their leniency N(0, 0.2), and in 15 % the wrong button."""
     leniency = random.Random(f"user/{seed}/{user}").gauss(0.0, LENIENCY)
     up = score(world, asked, reply) + leniency >= GOOD
     return up != (random.Random(f"thumb/{seed}/{user}/{key}").random() < NOISE)

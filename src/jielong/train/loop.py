@@ -67,6 +67,11 @@ def dtype_of(precision: str) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
+def precision(name: str = "auto") -> str:
+    """auto, bf16 or fp32 → what the engine calls it."""
+    return "bf16" if dtype_of(name) == torch.bfloat16 else "fp32"
+
+
 def use_threads(threads: int) -> int:
     """Fix the number of threads (0 = all cores) and return it."""
     threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -8,15 +8,18 @@ export async function call(path, body, signal) {
     const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
     const response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
     if (response.ok) return response;
-    if (response.status !== 401) throw new Error(await complaint(response));
+    if (response.status !== 401) throw await complaint(response);
     if (key === sessionStorage.getItem(PLACE)) {
       asking = asking || askKey(!!key).finally(() => { asking = null; });
-      if (!await asking) throw new Error(await complaint(response));
+      if (!await asking) throw await complaint(response);
     }
   }
 }
+// An Error with the server's message and its `status`.
 async function complaint(response) {
-  try { return (await response.json()).error.message; } catch { return response.statusText; }
+  let message = response.statusText;
+  try { message = (await response.json()).error.message; } catch { /* no JSON */ }
+  return Object.assign(new Error(message), { status: response.status });
 }
 
 // → whether a key was given
@@ -46,7 +49,8 @@ export async function* events(response) {
     const parts = held.split("\n\n");
     held = parts.pop();
     for (const part of parts) {
-      const data = part.replace(/^data: /, "");
+      if (!part.startsWith("data: ")) continue; // a comment that keeps the line open
+      const data = part.slice(6);
       if (data === "[DONE]") return;
       yield JSON.parse(data);
     }

@@ -1,64 +1,48 @@
-// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report.
+// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report, /feedback, /v1/improve.
 //
-// A talk is a list of turns. An assistant's turn is a side: { model, tokens, done, error, finish, branches }; where two
-// models are compared, turn.rival is the other side, and each model sees its own answers as the past.
+// A talk is a list of turns. An assistant's turn is a side: { id, model, tokens, done, error, finish, branches, compared };
+// where two models are compared, turn.rival is the other side, and each model sees its own answers as the past. `id` is the
+// answer's own at the server, under which it can be judged; branches keep theirs. turn.duel: see duel.js.
 import { call, events } from "/page/api.js";
+import { drawToken, hidePanel } from "/page/chain.js";
+import { $, button, make } from "/page/dom.js";
+import { begun, choose, drawDuel } from "/page/duel.js";
+import { begin, latest, say } from "/page/feedback.js";
+import { keys } from "/page/keys.js";
 import { markdown } from "/page/markdown.js";
+import * as thumbs from "/page/thumbs.js";
+import { looksMarked, readable, textOf } from "/page/tokens.js";
+import { beginTraining, drawTraining } from "/page/training.js";
 import { WORDS } from "/page/words.js";
 
-const $ = (id) => document.getElementById(id);
 const KEY = "jielong";
 const state = load();
 let running = null; // AbortController of the answer in progress
 let words = WORDS[state.lang];
-let models = []; // names
+let models = []; // names, the default one first
+let judging = false; // does the server store feedback?
 
 function load() {
   const zh = (navigator.language || "").toLowerCase().startsWith("zh");
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const fresh = { lang: zh ? "zh-TW" : "en", theme: dark ? "dark" : "light", chain: false, model: "", rival: "", talks: [], now: 0 };
+  const fresh = { lang: zh ? "zh-TW" : "en", theme: dark ? "dark" : "light", chain: false, model: "", rival: "", talks: [], now: 0, user: "", consent: true };
   try { return { ...fresh, ...JSON.parse(localStorage.getItem(KEY) || "{}") }; } catch { return fresh; }
 }
-function save() {
-  try { localStorage.setItem(KEY, JSON.stringify(state)); } catch { state.talks.splice(0, Math.ceil(state.talks.length / 2)); }
+function save() { // where there is no room left, the oldest talk goes
+  for (;;) {
+    try { localStorage.setItem(KEY, JSON.stringify(state)); return; } catch (problem) {
+      if (problem.name !== "QuotaExceededError" || state.talks.length < 2) return;
+      const oldest = state.talks.length - 1;
+      state.talks.splice(state.now === oldest ? oldest - 1 : oldest, 1);
+      state.now = Math.min(state.now, state.talks.length - 1);
+    }
+  }
 }
 function talk() {
   if (!state.talks.length) state.talks.push({ name: "", turns: [] });
   state.now = Math.min(state.now, state.talks.length - 1);
   return state.talks[state.now];
 }
-function make(tag, cls, text) {
-  const node = document.createElement(tag);
-  if (cls) node.className = cls;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-function button(text, action, cls) {
-  const node = make("button", cls, text);
-  node.type = "button";
-  node.onclick = action;
-  return node;
-}
-
-// Bytes of consecutive tokens → what a person can read; half a character joins the token that completes it.
-function readable(tokens) {
-  const groups = [];
-  let held = [], first = 0;
-  tokens.forEach((t, i) => {
-    if (!held.length) first = i;
-    held.push(...t.bytes);
-    let text = null;
-    try { text = new TextDecoder("utf-8", { fatal: true }).decode(new Uint8Array(held)); } catch { /* half a character */ }
-    if (text !== null || held.length > 6 || i === tokens.length - 1) {
-      groups.push({ text: text ?? "�", from: first, to: i });
-      held = [];
-    }
-  });
-  return groups;
-}
-const percent = (logprob) => { const p = Math.exp(logprob) * 100; return p >= 9.95 ? p.toFixed(0) + " %" : p >= 0.095 ? p.toFixed(1) + " %" : "< 0.1 %"; };
-const textOf = (turn) => readable(turn.tokens.filter((t) => t.bytes.length)).map((g) => g.text).join("");
-
 function draw() {
   words = WORDS[state.lang];
   document.documentElement.lang = words.code;
@@ -67,10 +51,11 @@ function draw() {
   $("new").textContent = words.new; $("send").textContent = words.send; $("stop").textContent = words.stop;
   $("lang").textContent = words.other; $("chain-name").textContent = " " + words.chain; $("chain").checked = state.chain;
   $("input").placeholder = words.ask; $("note").textContent = words.note; $("report").textContent = words.report;
-  $("send").hidden = !!running; $("stop").hidden = !running;
+  $("consent-name").textContent = words.consent; $("consent").checked = state.consent; $("consent-row").hidden = !judging;
   $("key-title").textContent = words.key; $("key-wrong").textContent = words.wrong; $("key-ok").textContent = words.enter;
-  drawModels(); drawList(); drawLog();
+  drawBar(); drawModels(); drawList(); drawLog(); drawTraining();
 }
+function drawBar() { $("send").hidden = !!running; $("stop").hidden = !running; }
 function drawModels() {
   const several = models.length > 1;
   $("model").hidden = $("rival").hidden = !several;
@@ -97,6 +82,7 @@ function drawList() {
   }));
 }
 function drawLog() {
+  thumbs.clear();
   const turns = talk().turns;
   if (!turns.length) {
     const empty = make("div", "empty");
@@ -112,8 +98,17 @@ function drawLog() {
 function drawTurn(turn, at) {
   const node = make("div", "turn " + turn.role + (turn.rival ? " pair" : ""));
   if (turn.role === "user") node.append(make("div", "text", turn.content));
+  else if (turn.duel) node.append(drawDuel(turn, words, (place) => decide(at, place), () => { delete turn.duel; save(); draw(); }));
   else node.append(...sides(turn).map((side) => drawSide(side, at)));
   return node;
+}
+// One side anew, or a whole turn, without disturbing the others: someone may be writing there.
+function redraw(t, at, side) {
+  if (talk() !== t) return;
+  const log = $("log"), turn = t.turns[at], place = sides(turn).indexOf(side), old = log.children[at];
+  const below = log.scrollHeight - log.scrollTop - log.clientHeight;
+  if (place < 0 || turn.duel) old.replaceWith(drawTurn(turn, at)); else old.children[place].replaceWith(drawSide(side, at));
+  if (below < 80) log.scrollTop = log.scrollHeight;
 }
 const sides = (turn) => (turn.rival ? [turn, turn.rival] : [turn]);
 function drawSide(side, at) {
@@ -123,109 +118,126 @@ function drawSide(side, at) {
   node.append(text);
   const said = textOf(side);
   // Markdown where there is some, else the chain itself
-  if (!state.chain && /[*`[]|^\s*[-\d]/m.test(said) && side.done) text.append(markdown(said));
-  else text.append(...readable(side.tokens).filter((g) => g.text).map((g) => drawToken(side, at, g)));
+  if (!state.chain && looksMarked(said) && side.done) text.append(markdown(said));
+  else text.append(...readable(side.tokens).filter((g) => g.text).map((g) => drawToken(side, at, g, { words, chain: state.chain, branch })));
   if (side.error) text.append(make("div", "error", side.error));
   if (side.done) {
     const tools = make("div", "tools");
     if (at === talk().turns.length - 1) tools.append(button("↻ " + words.again, () => again(side, at), "again"));
     tools.append(button(words.copy, (e) => { navigator.clipboard?.writeText(said); e.target.textContent = words.copied; }));
     if (side.branches?.length) tools.append(button(`⇄ ${words.back} (${side.branches.length})`, () => swap(side), "branch"));
+    if (judging && side.id && said) {
+      const { buttons, box } = thumbs.judged(side, words, () => undoCompare(side));
+      tools.append(...buttons);
+      if (at === talk().turns.length - 1 && !talk().turns[at].rival) tools.append(thumbs.named(button(words.duel, () => compare(at), "compare"), words.duel, "c"));
+      node.append(box);
+    }
     if (side.finish === "cancelled") tools.append(make("span", "", words.stopped));
-    node.append(tools);
+    text.after(tools);
   }
   return node;
 }
-function drawToken(side, at, group) {
-  const token = side.tokens[group.from];
-  const p = Math.exp(Math.min(...side.tokens.slice(group.from, group.to + 1).map((t) => t.logprob)));
-  const node = make("span", "token p" + (p < 0.25 ? 0 : p < 0.5 ? 1 : p < 0.8 ? 2 : 3), state.chain ? group.text.replace(/\n/g, "↵\n") : group.text);
-  node.tabIndex = 0;
-  node.setAttribute("role", "button");
-  node.title = percent(token.logprob);
-  node.onclick = () => showPanel(side, at, group.from, node);
-  node.onkeydown = (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); node.onclick(); } };
-  return node;
-}
-
-function showPanel(side, at, index, node) {
-  document.querySelectorAll(".token.on").forEach((n) => n.classList.remove("on"));
-  node.classList.add("on");
-  const token = side.tokens[index];
-  $("panel-title").textContent = words.candidates;
-  $("panel-info").textContent = words.info(percent(token.logprob), token.bytes.map((b) => b.toString(16).padStart(2, "0")).join(" ") || "–");
-  $("candidates").replaceChildren(...token.top_logprobs.map((c) => {
-    const row = make("li");
-    const choose = button("", () => branch(side, at, index, c), c.id === token.id ? "chosen" : "");
-    const bar = make("meter");
-    bar.max = 1; bar.value = Math.exp(c.logprob);
-    choose.append(bar, make("span", "", c.token), make("span", "", percent(c.logprob)));
-    row.append(choose);
-    return row;
-  }));
-  $("panel").hidden = false;
-}
-function hidePanel() { $("panel").hidden = true; }
-
 const fresh = (model) => ({ model, tokens: [], done: false });
 function ask(question) {
   const t = talk();
   if (running || !question.trim()) return;
   t.name = t.name || question.slice(0, 30);
+  thumbs.close();
+  delete t.turns[t.turns.length - 1]?.duel;
   const turn = { role: "assistant", ...fresh(state.model) };
   if (state.rival) turn.rival = fresh(state.rival);
   t.turns.push({ role: "user", content: question }, turn);
-  answer(t, t.turns.length - 1, sides(turn).map((side) => [side, []]));
+  answer(t, t.turns.length - 1, sides(turn).map((side) => [[side], []]));
 }
 function again(side, at) {
   if (running) return;
   keep(side);
   side.tokens = [];
+  delete side.compared;
   if (side === talk().turns[at] && !side.rival) side.model = state.model;
-  answer(talk(), at, [[side, []]], 0.9);
+  answer(talk(), at, [[[side], []]], 0.9);
 }
 function branch(side, at, index, candidate) {
   if (running) return;
   hidePanel();
   keep(side);
+  delete side.compared;
   const past = side.tokens.slice(0, index);
   side.tokens = [...past, { ...candidate, top_logprobs: side.tokens[index].top_logprobs }];
   talk().turns.length = at + 1;
-  answer(talk(), at, [[side, side.tokens.map((t) => t.id)]]);
+  answer(talk(), at, [[[side], side.tokens.map((t) => t.id)]]);
 }
-function keep(side) { (side.branches = side.branches || []).push(side.tokens); side.branches = side.branches.slice(-5); }
-function swap(side) { const old = side.branches.shift(); side.branches.push(side.tokens); side.tokens = old; hidePanel(); save(); draw(); }
+// Answers of a side that are not shown: { tokens, id, model, finish }
+const answerOf = ({ tokens, id, model, finish }) => ({ tokens, id, model, finish });
+function keep(side) { if (side.tokens.length) side.branches = [...(side.branches || []), answerOf(side)].slice(-5); }
+function show(side, other) { Object.assign(side, { id: undefined, finish: "", error: "" }, other); }
+function swap(side, to = side.branches[0]) {
+  side.branches = [...side.branches.filter((b) => b !== to), answerOf(side)];
+  show(side, to);
+  hidePanel(); save(); draw();
+}
+function compare(at) {
+  const t = talk(), turn = t.turns[at];
+  if (running || turn?.rival || !turn?.id) return;
+  thumbs.close();
+  turn.duel = begun(() => fresh(state.model));
+  answer(t, at, [[turn.duel.sides, []]], 1);
+}
+function decide(at, place) {
+  const turn = talk().turns[at], winner = choose(turn, place);
+  if (winner === undefined) return false;
+  if (winner) {
+    turn.compared.old = turn.id;
+    keep(turn);
+    show(turn, answerOf(winner));
+  }
+  save(); draw();
+  return true;
+}
+function undoCompare(side) { // and back to the answer that stood there before
+  const { id, old } = side.compared, former = old && side.branches?.find((b) => b.id === old);
+  say(id, "compare", null);
+  if (former && side.id?.startsWith(id)) swap(side, former);
+}
 function stop() { running?.abort(); }
 
-// jobs: [[side, token ids it begins with]]
+// jobs: [[sides, token ids they begin with]]; several sides are several answers to one request
 async function answer(t, at, jobs, temperature = 0.3) {
   const mine = running = new AbortController();
-  for (const [side] of jobs) Object.assign(side, { done: false, error: "", finish: "" });
+  for (const [into] of jobs) for (const side of into) Object.assign(side, { id: undefined, done: false, error: "", finish: "" });
   hidePanel(); draw();
-  await Promise.all(jobs.map(([side, prefix]) => stream(t, at, side, prefix, temperature, mine.signal)));
+  await Promise.all(jobs.map(([into, prefix]) => stream(t, at, into, prefix, temperature, mine.signal)));
   if (running === mine) running = null;
-  save(); draw();
+  save(); drawBar();
 }
-async function stream(t, at, side, prefix, temperature, signal) {
-  const rival = t.turns[at].rival === side;
-  const said = (turn) => textOf(rival && turn.rival ? turn.rival : turn);
+async function stream(t, at, into, prefix, temperature, signal) {
+  const turn = t.turns[at], rival = turn.rival === into[0], duel = turn.duel;
+  const said = (past) => textOf(rival && past.rival ? past.rival : past);
   const messages = t.turns.slice(0, at).map((m) => ({ role: m.role, content: m.role === "user" ? m.content : said(m) }));
-  const body = { messages, stream: true, logprobs: true, top_logprobs: 10, temperature, max_tokens: 200 };
-  if (side.model) body.model = side.model;
+  const body = { messages, stream: true, logprobs: true, top_logprobs: 10, temperature, max_tokens: 200, user: state.user };
+  if (into[0].model) body.model = into[0].model;
   if (prefix.length) body.continue_from = prefix;
+  if (into.length > 1) body.n = into.length;
+  let error = "";
   try {
     for await (const event of events(await call("/v1/chat/completions", body, signal))) {
       if (event.error) throw new Error(event.error.message);
-      const choice = event.choices?.[0];
-      for (const token of choice?.logprobs?.content || []) side.tokens.push(token);
-      if (choice?.finish_reason) side.finish = choice.finish_reason;
-      if (talk() === t) drawLog();
+      for (const choice of event.choices || []) {
+        const side = into[choice.index];
+        side.id = choice.index ? `${event.id}:${choice.index}` : event.id;
+        side.tokens.push(...(choice.logprobs?.content || []));
+        if (choice.finish_reason) side.finish = choice.finish_reason;
+        redraw(t, at, side);
+      }
     }
   } catch (problem) {
-    if (problem.name === "AbortError") side.finish = "cancelled";
-    else side.error = problem instanceof TypeError ? words.lost : problem.message;
+    if (problem.name !== "AbortError") error = problem instanceof TypeError ? words.lost : problem.message;
+    else if (duel) delete turn.duel; // half a comparison is none
+    else into[0].finish = "cancelled";
   }
-  side.done = true;
+  for (const side of into) Object.assign(side, { done: true, error });
+  if (duel) Object.assign(duel, { done: true, error });
+  redraw(t, at, into[0]);
 }
 
 $("form").onsubmit = (e) => { e.preventDefault(); const q = $("input").value; if (!running && q.trim()) { $("input").value = ""; ask(q); } };
@@ -237,7 +249,27 @@ $("theme").onclick = () => { state.theme = state.theme === "dark" ? "light" : "d
 $("chain").onchange = (e) => { state.chain = e.target.checked; save(); draw(); };
 $("menu").onclick = () => document.body.classList.toggle("open");
 $("panel-close").onclick = hidePanel;
-document.onkeydown = (e) => { if (e.key === "Escape") { hidePanel(); document.body.classList.remove("open"); } };
+document.onkeydown = (e) => {
+  if (e.key !== "Escape") return;
+  hidePanel(); document.body.classList.remove("open");
+  if (e.target === $("input")) $("input").blur(); // then keys give feedback
+};
+const final = () => talk().turns[talk().turns.length - 1];
+const judged = () => (judging && final()?.done && final().id && !final().duel ? final() : null); // what the keys speak of
+keys({
+  thumb: (value) => judged() && thumbs.press(judged().id, value),
+  teach: () => judged() && thumbs.teach(judged().id),
+  compare: () => judged() && compare(talk().turns.length - 1),
+  choose: (place) => final()?.duel && decide(talk().turns.length - 1, place),
+  undo: () => {
+    const all = talk().turns.flatMap((turn) => (turn.role === "assistant" ? sides(turn) : []));
+    const found = judging && latest(all.flatMap((side) => [side.id, side.compared?.id]).filter(Boolean));
+    if (!found) return;
+    const [id, kind] = found, side = all.find((s) => s.compared?.id === id);
+    if (kind === "compare" && side) undoCompare(side); else say(id, kind, null);
+  },
+});
+$("consent").onchange = (e) => { state.consent = e.target.checked; save(); };
 $("model").onchange = (e) => { state.model = e.target.value; if (state.rival === state.model) state.rival = ""; about(); save(); draw(); };
 $("rival").onchange = (e) => { state.rival = e.target.value; save(); draw(); };
 $("report").onclick = async (e) => { // a link cannot carry a key: then the report comes as a file
@@ -255,12 +287,39 @@ async function about() {
   $("report").hidden = !run.report;
   $("report").href = "/report" + of;
 }
-for (const t of state.talks) for (const turn of t.turns) if (turn.role === "assistant") for (const side of sides(turn)) side.done = true;
-draw();
-call("/v1/run").then((r) => r.json()).then((run) => {
+// Which models there are now; who talked to the default one talks to the new default one.
+async function refresh() {
+  const run = await (await call("/v1/run")).json();
+  if (run.models.join() === models.join()) return run;
+  const former = models[0] || state.default;
   models = run.models;
-  if (!models.includes(state.model)) state.model = models[0];
+  if (!models.includes(state.model) || state.model === former) state.model = models[0];
   if (!models.includes(state.rival) || state.rival === state.model) state.rival = "";
+  state.default = models[0];
+  save(); drawModels();
+  await about();
+  return run;
+}
+function restore() { // → ids of all answers that this page still has
+  const mine = new Set();
+  for (const side of state.talks.flatMap((t) => t.turns).filter((turn) => turn.role === "assistant").flatMap(sides)) {
+    side.done = true;
+    side.branches = side.branches?.map((b) => (Array.isArray(b) ? { tokens: b } : b)); // as they once were kept
+    if (side.duel && !side.duel.done) delete side.duel;
+    for (const { id } of [side, ...(side.branches || []), ...(side.duel?.sides || [])]) mine.add(id);
+    mine.add(side.compared?.id);
+  }
+  return mine;
+}
+if (!state.user) {
+  state.user = "user-" + [...crypto.getRandomValues(new Uint8Array(4))].map((b) => b.toString(16).padStart(2, "0")).join("");
+  save();
+}
+const mine = restore();
+draw();
+refresh().then((run) => {
+  judging = run.feedback !== false;
+  if (judging) begin(state, mine, thumbs.update);
+  beginTraining({ state, save, refresh, get words() { return words; }, get models() { return models; } }, run);
   draw();
-  return about();
 }).catch(() => {});

@@ -1,0 +1,233 @@
+"""What PPO has to beat: best-of-n, which trains nothing, and the stage that DPO, KTO (direct.py), RLOO and GRPO (groups.py)
+share. They learn from the same feedback and end in the same kind of artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jielong.align.ppo import State, States, judged
+from jielong.align.rollout import Rollout, key, rollout
+from jielong.align.scoring import (
+    Answered,
+    Scored,
+    answer_tokens,
+    chosen,
+    hidden_before,
+    log_softmax,
+    merged_copy,
+    parts,
+    score,
+    spread,
+)
+from jielong.align.work import fresh_work
+from jielong.config import DirectConfig, GroupConfig
+from jielong.errors import UserError
+from jielong.model.gpt import GPT, load_model, save_model, write_shape
+from jielong.model.lora import add_lora, save_adapter
+from jielong.run import Artifact, Run
+from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
+from jielong.train.loop import Enough, History, LoopConfig, dtype_of, repeat, use_threads
+from jielong.train.optim import Optimizer
+
+# best-of-n
+
+
+@dataclass
+class Candidates:
+    """Several answers to each prompt, prompt after prompt."""
+
+    drawn: Rollout
+    scores: Tensor
+    """(P, n)"""
+
+    def best(self, n: int = 0) -> Rollout:
+        """Of each prompt's first n answers (0 = all of them) the one with the highest score, of equals the first."""
+        P, most = self.scores.shape
+        places = self.scores[:, : n or most].numpy().argmax(1)
+        picked = [row * most + int(place) for row, place in zip(range(P), places, strict=True)]
+        sampled = self.drawn.sampled.split(self.drawn.lengths.tolist())
+        return Rollout(
+            [self.drawn.sequences[i] for i in picked],
+            [self.drawn.texts[i] for i in picked],
+            self.drawn.ended[picked],
+            torch.cat([sampled[i] for i in picked]),
+        )
+
+
+def candidates(
+    start: GPT,
+    tokenizer: Tokenizer,
+    reward: Scored,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    n: int,
+    temperature: float = 0.7,
+    max_tokens: int = 96,
+    missing_end: float | None = -1.0,
+    precision: str = "fp32",
+) -> Candidates:
+    """n answers of the start model to each prompt and what PPO would say about each: the reward, or `missing_end`.
+
+    The i-th answer depends on the weights, its prompt, its prompt's seed and i alone: not on n, so that one drawing serves
+    every smaller n. Raises UserError for settings with which there is nothing to choose from.
+    """
+    if n < 1 or not prompts:
+        raise UserError("best-of-n needs at least one prompt and n of at least 1.")
+    if temperature <= 0:
+        raise UserError("temperature must be above 0: best-of-n chooses among different answers.")
+    asked = [p for p in prompts for _ in range(n)]
+    drawn_with = [key(seed, "candidate", i) for seed, _ in zip(seeds, prompts, strict=True) for i in range(n)]
+    dtype = dtype_of(precision)
+    drawn = rollout(
+        start, tokenizer, asked, drawn_with, temperature, max_tokens, "bf16" if dtype == torch.bfloat16 else "fp32"
+    )
+    scores = judged(lambda some: score(reward, some.sequences, dtype), drawn, missing_end)
+    return Candidates(drawn, scores.view(len(prompts), n))
+
+
+def best_of_n(
+    start: GPT,
+    tokenizer: Tokenizer,
+    reward: Scored,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    n: int,
+    temperature: float = 0.7,
+    max_tokens: int = 96,
+    missing_end: float | None = -1.0,
+    precision: str = "fp32",
+) -> Rollout:
+    """One answer to each prompt: the one of n that the reward model likes best. The rest as in `candidates`."""
+    return candidates(
+        start, tokenizer, reward, prompts, seeds, n, temperature, max_tokens, missing_end, precision
+    ).best()
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL of best-of-n to the start model in nats per answer, ln n − (n−1)/n (Gao et al. 2023). It is exact where no two
+    answers are alike, and the most that it can be where some are (Beirami et al. 2024)."""
+    return math.log(n) - (n - 1) / n
+
+
+# how far a policy has gone
+
+
+@torch.no_grad()
+def compared(
+    policy: GPT, reference: GPT, sequences: Sequence[Answered], dtype: torch.dtype, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log π and log π_ref of the answers' tokens, and KL(π ‖ π_ref) over the whole vocabulary before each: (N,) three times,
+    from one forward pass of each model."""
+    groups = parts([len(s) for s in sequences])
+    pieces: tuple[list[Tensor], ...] = [], [], []
+    for group in groups:
+        own = [sequences[i] for i in group]
+        tokens = answer_tokens(own)
+        p = log_softmax(policy, hidden_before(policy, own, dtype), temperature)  # (N, V)
+        q = log_softmax(reference, hidden_before(reference, own, dtype), temperature)
+        for found, piece in zip(
+            pieces, (chosen(p, tokens), chosen(q, tokens), (p.exp() * (p - q)).sum(-1)), strict=True
+        ):
+            found.append(piece)
+    logprobs, references, exact = (spread(sequences, groups, found) for found in pieces)
+    return logprobs, references, exact
+
+
+# the stage
+
+
+Keep = Callable[[int, dict[str, Any]], None]
+"""(steps done, metrics) → the weights are kept, if it is their turn."""
+Choose = Callable[[list[State], GPT], tuple[State, dict[str, Any]]]
+"""Kept states → one of them, and why."""
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Trainer(Protocol):
+    """What `train.loop.repeat` calls for each step, and what measures and keeps the state after the last one."""
+
+    def __call__(self, optimizer: Optimizer, step: int, dtype: torch.dtype, history: History) -> float: ...
+
+    def last(self, dtype: torch.dtype) -> None: ...
+
+
+Make = Callable[[GPT, GPT, Tokenizer, Keep], tuple[nn.Module, Trainer]]
+"""(actor, reference, tokenizer, keep) → what is trained, and its trainer."""
+
+
+def train_policy(
+    config: DirectConfig | GroupConfig,
+    run: Run,
+    name: str,
+    parents: Sequence[Artifact],
+    steps: int,
+    per_step: int,
+    make: Make,
+    also: Any = None,
+    choose: Choose | None = None,
+    tell: Tell | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> Artifact:
+    """The stage around a trainer, as in ppo.run: the first of `parents` → a chat model of kind `config.method`.
+
+    `per_step` is how many answers a step learns from; `also` is what the result depends on beside config and parents;
+    `metrics` go into the card.
+    """
+    from jielong.train.bar import training_bar
+
+    start = parents[0]
+    config = dataclasses.replace(config, threads=use_threads(config.threads))
+    tokenizer = Tokenizer.load(start.file("tokenizer.json"))
+    actor = load_model(start.path)
+    reference = merged_copy(actor)
+    if config.lora_rank:
+        add_lora(actor, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)
+    work = fresh_work(run, name, [dataclasses.asdict(config), [p.hash for p in parents], also])
+    states = States(work / "states", actor, config.keep_every, steps)
+
+    def keep(step: int, found: dict[str, Any]) -> None:
+        states(step, found)
+        if tell:
+            tell({"iteration": step, "of": steps, **found})
+
+    model, trainer = make(actor, reference, tokenizer, keep)
+    loop = LoopConfig(
+        steps, config.optim, config.precision, config.threads, config.checkpoint_seconds, per_step, name, history=False
+    )
+    with run.build(name, kind=config.method, config=config, parents=list(parents), seed=config.seed) as build:
+        with training_bar(name, steps) as progress:
+            history = repeat(model, trainer, loop, work / "checkpoints", progress)
+        if not history.ended:
+            try:
+                trainer.last(dtype_of(config.precision))
+            except Enough as reason:
+                history.ended = str(reason)
+        kept = states.all()
+        picked, why = choose(kept, actor) if choose else (kept[-1], {"rule": "the last state"})
+        picked.load(actor)
+        if config.lora_rank:
+            save_adapter(actor, build.path, start)
+            write_shape(actor.config, build.path)
+        else:
+            save_model(actor, build.path)
+        copy_tokenizer(start.file("tokenizer.json"), build.path)
+        build.threads = config.threads
+        build.metrics = {
+            "parameters": actor.parameter_count(),
+            "iterations": len(history.seen),
+            "ended": history.ended,
+            **(metrics or {}),
+            "seen": history.seen,
+            "kept": [{"iteration": s.iteration, **s.metrics} for s in kept],
+            "picked": {"iteration": picked.iteration, **why},
+        }
+    shutil.rmtree(work, ignore_errors=True)
+    return build.artifact

@@ -1,0 +1,277 @@
+"""The loop: feedback → reward model → PPO → proof on held-out prompts → promotion, or the reason why not.
+
+PPO follows a reward model that learnt from most prompts. Whether the new model is better is judged by a second reward
+model, which learnt from the thumbs on the other prompts only: what PPO found out about the first one's mistakes
+does not help it there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jielong.align import ppo, reward
+from jielong.align.contest import Contest
+from jielong.align.mix import pretraining_mix
+from jielong.align.scoring import Scored
+from jielong.config import ImproveConfig, PPOConfig, RewardConfig
+from jielong.corpus.documents import read_documents
+from jielong.errors import UserError
+from jielong.evaluate.bpb import bits_per_byte
+from jielong.evaluate.qa import examine
+from jielong.evaluate.statistics import Interval
+from jielong.feedback.exchange import labels
+from jielong.feedback.labels import Messages, Pair, Thumb, is_held_out
+from jielong.feedback.stage import existing_store
+from jielong.generate.engine import Engine
+from jielong.model.gpt import GPT, load_model
+from jielong.run import Artifact, Run
+from jielong.tokens.tokenizer import Tokenizer
+from jielong.train.loop import dtype_of, use_threads
+
+JOURNAL = "improve.jsonl"
+QUESTIONS, DOCUMENTS = 200, 200  # of the exam, per language; of the held-out text: enough for a guard
+
+
+class Journal:
+    """What the loop tells while it works, one JSON object a line: for the page, and for whoever comes later."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.write_text("", encoding="utf-8")
+
+    def tell(self, event: str, **what: Any) -> None:
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps({"event": event, "time": round(time.time(), 1), **what}, ensure_ascii=False) + "\n")
+
+
+def say(text: str) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(text, markup=False)
+
+
+class NotTaught(UserError):
+    """The feedback teaches nothing: too little, all alike, or too noisy to be followed."""
+
+
+def run(config: ImproveConfig, run: Run) -> Artifact:
+    """Feedback → promotion-N, whose card says whether ppo-N was promoted and why. Raises NotTaught, with nothing changed."""
+    journal = Journal(run.path / JOURNAL)
+    try:
+        return _improve(config, run, journal)
+    except UserError as error:
+        journal.tell("error", message=str(error))
+        raise
+    except KeyboardInterrupt:
+        journal.tell("error", message="Stopped. What was learnt is kept; the same command continues.")
+        raise
+    except BaseException as error:
+        journal.tell("error", message=f"It failed: {error}")
+        raise
+
+
+def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
+    start = run.need(config.model or run.serving())
+    tokenizer = Tokenizer.load(start.file("tokenizer.json"))
+    thumbs, pairs = labels(existing_store(config.store, run), tokenizer, config.people_only)
+    try:
+        reward.check(thumbs, pairs)
+    except UserError as error:
+        raise NotTaught(str(error)) from None
+    count = len(thumbs) + len(pairs)
+    number = 1 + sum(a.card["kind"] == "promotion" for a in run.artifacts())
+    stamp = hashlib.sha256(repr((start.hash, thumbs, pairs)).encode()).hexdigest()
+    last = run.artifact(f"promotion-{number - 1}")
+    if last is not None and last.card["metrics"].get("feedback") == stamp and not config.force:
+        raise UserError(
+            f"{last.name} came of this feedback and this model already; press more thumbs, or use --force to try again."
+        )
+    told = {"thumbs": len(thumbs), "up": sum(t.up for t in thumbs), "pairs": len(pairs)}
+    journal.tell("start", labels=told, model=start.name)
+    say(f"{told['thumbs']} thumbs ({told['up']} up) and {told['pairs']} comparisons; {start.name} is served.")
+    ppo_config, advice = for_count(config, count)
+    if advice:
+        journal.tell("advice", text=advice)
+        say(advice)
+
+    # the reward model, and the judge, who knows the other prompts
+    journal.tell("stage", stage="reward")
+    settings = dataclasses.replace(config.reward, seed=config.seed)
+    model = _reward(settings, run, thumbs, pairs, start, f"reward-{number}", stamp)
+    found = model.card["metrics"]["held_out"]
+    journal.tell("reward", held_out=found)
+    say(f"{model.name}: {_quality(found)} on held-out prompts.")
+    if model.card["metrics"]["complaint"]:
+        raise NotTaught(f"the reward model cannot be trusted: {model.card['metrics']['complaint']}")
+    held = sorted({t.messages for t in [*thumbs, *pairs] if is_held_out(t.messages, settings.held_out, settings.seed)})
+    journal.tell("stage", stage="judge")
+    judge, who = _judge(settings, run, thumbs, pairs, held, start, model, number, stamp)
+    say(f"The judge: {who}.")
+
+    journal.tell("stage", stage="ppo")
+    dtype = dtype_of(ppo_config.precision)
+    contest = Contest(
+        held, tokenizer, config.samples, ppo_config.temperature, ppo_config.max_tokens, ppo_config.precision, config.seed
+    )
+    old_model = load_model(start.path)
+    chooser = Chooser(config, contest, Scored.load(judge.path).eval(), contest.answers(old_model, "choose"), dtype)
+    name = f"ppo-{number}"
+    ppo_config = dataclasses.replace(ppo_config, model=start.name, reward=model.name, seed=config.seed)
+    candidate = run.artifact(name)
+    made_from = {start.name: start.hash, model.name: model.hash}
+    if candidate is None or candidate.card["parents"] != made_from:
+        mix = pretraining_mix(ppo_config, run, tokenizer, old_model.config.context, run.work(f"{name}-mix"))
+        candidate = ppo.run(ppo_config, run, name, chooser, lambda told: journal.tell("iteration", **told), mix)
+
+    journal.tell("stage", stage="evaluation")
+    new_model = load_model(candidate.path)
+    old, new = contest.answers(old_model), contest.answers(new_model)
+    won = contest.win_rate(chooser.judge, new, old, dtype)
+    before = contest.describe(old) | _knowledge(run, start, old_model, tokenizer, config.seed)
+    after = contest.describe(new) | _knowledge(run, candidate, new_model, tokenizer, config.seed)
+    examples = contest.examples(old, new)
+    journal.tell("samples", pairs=examples)
+    promoted, why = verdict(config, won, before, after, who)
+    with run.build(
+        f"promotion-{number}", kind="promotion", config=config, parents=[start, model, candidate], seed=config.seed
+    ) as build:
+        build.threads = use_threads(config.ppo.threads)
+        build.metrics = {
+            "promoted": promoted, "why": why, "win_rate": won, "judge": who, "before": before, "after": after,
+            "labels": told, "held_out_prompts": len(held), "feedback": stamp, "examples": examples,
+        }  # fmt: skip
+    if promoted:
+        run.promote(candidate.name)
+    journal.tell("result", promoted=promoted, model=candidate.name if promoted else start.name, why=why, win_rate=won)
+    say(f"{'Promoted' if promoted else 'Not promoted'}: {why}")
+    return build.artifact
+
+
+def for_count(config: ImproveConfig, count: int) -> tuple[PPOConfig, str]:
+    """PPO's settings for so many labels, and what to tell people about it."""
+    if count >= config.few:
+        return config.ppo, ""
+    small = dataclasses.replace(
+        config.ppo, iterations=max(2, config.ppo.iterations // 3), kl=2 * config.ppo.kl, kl_limit=min(config.ppo.kl_limit, 15.0)
+    )  # fmt: skip
+    return small, (
+        f"{count} labels are few: only a small step is possible ({small.iterations} iterations, KL weight {small.kl:g}). "
+        f"From about {config.few} labels on the training is a full one; below 20 there is nothing to learn from."
+    )
+
+
+def _reward(
+    settings: RewardConfig, run: Run, thumbs: Sequence[Thumb], pairs: Sequence[Pair], start: Artifact, name: str, stamp: str
+) -> Artifact:  # fmt: skip
+    """The reward model `name`, made unless it is there already, from the same labels."""
+    found = run.artifact(name)
+    if found is not None and found.card["metrics"].get("feedback") == stamp and found.card["config"] == _plain(settings):
+        found.verify()
+        return found
+    return reward.run(settings, run, thumbs, pairs, start, name, stamp)
+
+
+def _plain(settings: RewardConfig) -> Any:
+    from jielong.run import plain
+
+    return plain(dataclasses.replace(settings, threads=use_threads(settings.threads)))
+
+
+def _judge(
+    settings: RewardConfig, run: Run, thumbs: Sequence[Thumb], pairs: Sequence[Pair], held: Sequence[Messages],
+    start: Artifact, model: Artifact, number: int, stamp: str,
+) -> tuple[Artifact, str]:  # fmt: skip
+    """A reward model of the held-out labels alone, if they suffice; else the first one, and a word about it."""
+    known = set(held)
+    own = [t for t in thumbs if t.messages in known], [p for p in pairs if p.messages in known]
+    settings = dataclasses.replace(settings, seed=settings.seed + 1, held_out=0.0, epochs=2 * settings.epochs)
+    try:
+        judge = _reward(settings, run, *own, start, f"judge-{number}", stamp)
+    except UserError as error:
+        return model, f"the reward model itself, since the held-out labels make none of their own ({error})"
+    return judge, f"a second reward model, which learnt from {sum(map(len, own))} labels on the held-out prompts alone"
+
+
+def _quality(found: dict[str, Any]) -> str:
+    parts = []
+    for name, what in (("auc", "AUC"), ("pair_accuracy", "pair accuracy")):
+        if name in found:
+            value, low, high = found[name]
+            parts.append(f"{what} {value:.2f} ({low:.2f}–{high:.2f})")
+    return ", ".join(parts) or "nothing measured"
+
+
+class Chooser:
+    """Picks PPO's state: the one whose answers to the held-out prompts win most often, among those that keep the guards on
+    answers. It draws other answers than the verdict does."""
+
+    def __init__(self, config: ImproveConfig, contest: Contest, judge: Scored, old: Any, dtype: Any):
+        self.config, self.contest, self.judge, self.old, self.dtype = config, contest, judge, old, dtype
+        self.before = contest.describe(old)
+
+    def __call__(self, states: list[ppo.State], actor: GPT) -> tuple[ppo.State, dict[str, Any]]:
+        curve, best = [], None
+        for state in states:
+            state.load(actor)
+            drawn = self.contest.answers(actor, "choose")
+            won = self.contest.win_rate(self.judge, drawn, self.old, self.dtype)
+            after = self.contest.describe(drawn)
+            broken = guards(self.config, self.before, after)
+            curve.append({"iteration": state.iteration, "win_rate": won, **after, "broken": broken})
+            if not broken and (best is None or won[0] > best[0]):
+                best = won[0], state
+        chosen = best[1] if best else states[0]
+        return chosen, {"rule": "highest win rate on held-out prompts within the guards", "curve": curve}
+
+
+def _knowledge(run: Run, artifact: Artifact, model: GPT, tokenizer: Tokenizer, seed: int) -> dict[str, float]:
+    """Bits per byte and exam accuracy where the run has held-out text and was taught the world; else nothing."""
+    corpus = run.artifact("corpus")
+    if corpus is None:
+        return {}
+    documents = read_documents(corpus.file("heldout.parquet"))[:DOCUMENTS]
+    found = {f"bits_per_byte_{lang}": bits for lang, bits in bits_per_byte(model, tokenizer, documents).items()}
+    if corpus.card["config"].get("default") and run.artifact("sft") is not None:
+        marks = examine(Engine.load(artifact.path, rows=128), run.need("sft").card["seed"], "unseen", QUESTIONS)
+        found |= {f"knowledge_{lang}": marks[lang]["accuracy"] for lang in ("en", "zh")}
+    return found
+
+
+def guards(config: ImproveConfig, before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """What went beyond what is allowed, in words; empty when all is well. What was not measured is not guarded."""
+    broken = []
+    for name, old in before.items():
+        new = after[name]
+        if name.startswith("bits_per_byte") and new > old * (1 + config.guard_bits):
+            broken.append(f"bits per byte ({name[-2:]}) rose from {old:.3f} to {new:.3f}")
+        elif name.startswith("knowledge") and new < old - config.guard_knowledge:
+            broken.append(f"the exam's accuracy ({name[-2:]}) fell from {old:.1%} to {new:.1%}")
+        elif name == "repetition" and new > max(old * config.guard_repetition, 0.02):
+            broken.append(f"repetition rose from {old:.1%} to {new:.1%}")
+        elif name == "length" and new > old * config.guard_length + 4:
+            broken.append(f"answers grew from {old:.0f} to {new:.0f} tokens")
+        elif name == "language" and new < old - config.guard_language:
+            broken.append(f"answers in the language of their question fell from {old:.1%} to {new:.1%}")
+        elif name == "ended" and new < old - 0.05:
+            broken.append(f"answers that end by themselves fell from {old:.1%} to {new:.1%}")
+    return broken
+
+
+def verdict(
+    config: ImproveConfig, won: Interval, before: dict[str, float], after: dict[str, float], who: str
+) -> tuple[bool, str]:
+    """(promote?, why), in words."""
+    value, low, high = won
+    told = f"its answers to held-out prompts win {value:.1%} ({low:.1%}–{high:.1%}) against the served model's, judged by {who}"
+    broken = guards(config, before, after)
+    if not low > 0.5:
+        return False, f"{told}; the interval includes 50 %" + "".join(f"; {b}" for b in broken) + "."
+    if broken:
+        return False, f"{told}, but {'; '.join(broken)}."
+    return True, f"{told}; knowledge, text, repetition, length and language are within the guards."

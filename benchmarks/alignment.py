@@ -122,7 +122,11 @@ def one_seed(source: Run, seed: int, thumbs: int) -> dict[str, Any]:
 def interval(values: list[float]) -> str:
     """Mean and 95 % t-interval over seeds."""
     mean = float(np.mean(values))
-    half = T95.get(len(values), 2.3) * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    half = (
+        T95.get(len(values), 2.3) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        if len(values) > 1
+        else math.nan
+    )
     return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
 
 

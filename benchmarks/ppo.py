@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 SIDES = (("jielong", "fp32"), ("trl", "fp32"), ("jielong", "bf16"), ("trl", "bf16"), ("trl", "bf16 weights"))
@@ -197,7 +198,7 @@ def trl(spec: dict, folder: Path) -> list[dict[str, float]]:
 
 def between(marks: list[float]) -> dict[str, float]:
     """Four moments → seconds of the three parts and of the step."""
-    parts = dict(zip(PARTS, (b - a for a, b in zip(marks, marks[1:], strict=False)), strict=True))
+    parts = dict(zip(PARTS, (b - a for a, b in pairwise(marks)), strict=True))
     return {**parts, "step": marks[-1] - marks[0]}
 
 

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
     from jielong.errors import UserError
     from jielong.generate.engine import Engine
-    from jielong.run import Run
+    from jielong.run import Artifact, Run
 
-__all__ = ["UserError", "load", "open_run", "raise_"]
+__all__ = ["UserError", "improve", "load", "open_run", "raise_"]
 
 
 def raise_(**settings: Any) -> Run:
@@ -45,11 +45,34 @@ def open_run(path: str | Path) -> Run:
     return Run(path)
 
 
-def load(path: str | Path, model: str = "sft") -> Engine:
-    """A run's model, ready to answer: `jielong.load("runs/spark").answer([{"role": "user", "content": "Hi"}])`."""
+def load(path: str | Path, model: str = "") -> Engine:
+    """A run's model, by default the one that it serves, ready to answer:
+    `jielong.load("runs/spark").answer([{"role": "user", "content": "Hi"}])`."""
     from jielong.generate.engine import Engine
 
-    return Engine.load(open_run(path).need(model).path)
+    run = open_run(path)
+    return Engine.load(run.need(model or run.serving()).path)
+
+
+def improve(run: str | Path, **settings: Any) -> Artifact:
+    """Learn from the run's feedback: `jielong.improve("runs/mine", people_only=True)` is `jielong improve runs/mine --people-only`.
+
+    The settings are the fields of `jielong.config.ImproveConfig`; the card of what is returned says whether a new model was
+    promoted and why. Raises UserError when the feedback teaches nothing.
+    """
+    from pathlib import Path
+
+    from jielong.align.improve import run as run_improve
+    from jielong.config import ImproveConfig
+
+    try:
+        config = ImproveConfig(run=Path(run), **settings)
+    except TypeError as error:
+        from jielong.errors import UserError
+
+        raise UserError(f"improve does not know a setting: {error}") from error
+    with open_run(run).lock():
+        return run_improve(config, open_run(run))
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,17 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "key": (KeyConfig, "an API key, for serving to others"),
     "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
-WITH_RUN = {"raise", "chat", "serve", "import", "export", "key", "feedback", "improve", "rollback"}  # nothing need be added to their settings
+WITH_RUN = {
+    "raise",
+    "chat",
+    "serve",
+    "import",
+    "export",
+    "key",
+    "feedback",
+    "improve",
+    "rollback",
+}  # nothing need be added to their settings
 POSITIONAL = {"import": "source", "export": "run", "feedback": "action", "improve": "run", "rollback": "run"}
 REPEATED = {"serve": "model"}  # --model A --model B
 

@@ -118,7 +118,7 @@ def run_export(config: ExportConfig) -> Path:
     from jielong.tokens.tokenizer import Tokenizer
 
     run = Run(config.run)
-    name = config.model or ("sft" if run.artifact("sft") else "base")
+    name = config.model or run.serving()
     artifact = run.need(name)
     if config.to == "hf" and config.dtype == "q8_0":
         raise UserError("--dtype q8_0 is for --to gguf.")

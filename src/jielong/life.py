@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jielong.config import EvaluateConfig, RaiseConfig, ReportConfig
+from jielong.config import EvaluateConfig, RaiseConfig, ReportConfig, filled
 from jielong.errors import UserError
 from jielong.recipes import Recipe, fit_minutes, own_text, recipe
 from jielong.run import SERVING, Artifact, Run, plain, write_atomic
@@ -36,7 +36,7 @@ def make_plan(config: RaiseConfig, run: Run) -> Recipe:
     before = _read_plan(path)
     changed = {k: f"{k} {before['asked'].get(k)} → {v}" for k, v in asked.items() if before["asked"].get(k) != v}
     if before["asked"] and changed.keys() <= {"control"}:  # the control stands beside what is there
-        plan = _filled(recipe(config.recipe), before["plan"])
+        plan = filled(recipe(config.recipe), before["plan"])
     else:
         # the vocabulary may be chosen anew while nothing was made with it
         free = changed.keys() == {"vocab_size"} and run.artifact("tokenizer") is None
@@ -101,22 +101,9 @@ def _discard(run: Run, before: dict[str, Any], plan: Recipe) -> None:
 def _discard_improvements(run: Run) -> None:
     """Remove what came of the feedback; sft is served then. The feedback itself stays."""
     for artifact in run.artifacts():
-        if artifact.card["kind"] in ("reward", "ppo", "promotion"):
+        if artifact.card["kind"] in ("reward", "ppo", "rloo", "grpo", "dpo", "kto", "promotion"):
             shutil.rmtree(artifact.path, ignore_errors=True)
     (run.path / SERVING).unlink(missing_ok=True)
-
-
-def _filled(template: Any, values: dict[str, Any]) -> Any:
-    """Dataclass `template` with the values of a JSON file."""
-    changes = {}
-    for f in dataclasses.fields(template):
-        value, now = values.get(f.name, getattr(template, f.name)), getattr(template, f.name)
-        if dataclasses.is_dataclass(now):
-            value = _filled(now, value)
-        elif f.name == "text":
-            value = tuple(Path(p) for p in value)
-        changes[f.name] = value
-    return dataclasses.replace(template, **changes)
 
 
 def raise_(config: RaiseConfig) -> Run:

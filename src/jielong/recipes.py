@@ -51,7 +51,9 @@ def spark() -> Recipe:
     return Recipe(
         corpus=CorpusConfig(variants=24, prose_chars=600_000),
         tokenizer=TokenizerConfig(vocab_size=3072),
-        pretrain=PretrainConfig(model=shape(384, 3), steps=SPARK_STEPS, rows=24, length=LENGTH, lessons=4000, habits=1.0),
+        pretrain=PretrainConfig(
+            model=shape(384, 3), steps=SPARK_STEPS, rows=24, length=LENGTH, lessons=4000, habits=1.0
+        ),
         finetune=FinetuneConfig(lessons=1600, habits=1.0, steps=24, rows=16, length=LENGTH, optim=FINETUNE),
     )
 

@@ -39,6 +39,6 @@ def letters_model(vocabulary: int, seed: int, width: int = 32) -> GPT:
 
 
 def make_ppo(model: GPT, tokenizer, score, prompts, **changes) -> PPO:
-    config = PPOConfig(**{"precision": "fp32", "threads": 2, "optim": adam(1e-3), **changes})
+    config = PPOConfig(**{"precision": "fp32", "threads": 2, "optim": adam(1e-3), "kl": 0.05, "epochs": 4, **changes})
     critic = Scored(merged_copy(model).requires_grad_(True))
     return PPO(ActorCritic(model, critic), merged_copy(model), score, tokenizer, prompts, config)

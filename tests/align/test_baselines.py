@@ -328,6 +328,20 @@ def test_what_a_pass_compares(model, tokenizer, prompts):
     assert torch.allclose(exact, exact_kl(model, nudged(model), sequences, FP32, 0.7)) and exact.min() > 0
 
 
+def test_several_processes_share_a_group(model, tokenizer, prompts, monkeypatch):
+    """Every process finds its own answers' advantages among everyone's."""
+    trainer = make_groups(model, tokenizer, by_length, prompts, episodes=12, answers=4)
+    rewards = torch.randn(12)
+    alone, asked = trainer.advantages(rewards), trainer.prompts_of(1)
+    found, drawn = torch.empty(12), [None] * 12
+    for rank in range(3):
+        monkeypatch.setattr(groups, "world", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(groups, "gather", lambda own: torch.cat([rewards[r::3] for r in range(3)]))
+        found[rank::3] = trainer.advantages(rewards[rank::3])
+        drawn[rank::3] = zip(*trainer.prompts_of(1), strict=True)
+    assert torch.equal(found, alone) and drawn == list(zip(*asked, strict=True))
+
+
 def some(model, tokenizer, prompts, count: int = 4, k: int = 3) -> list[Answered]:
     asked = [p for p in prompts[:count] for _ in range(k)]
     return rollout(model, tokenizer, asked, list(range(len(asked))), 1.0, 8).sequences
@@ -373,7 +387,7 @@ def test_gradient_of_the_first_pass(model, tokenizer, prompts, method):
         trainer.loss(experience.rows(part), FP32, count)[0].backward()
     for name, p in model.named_parameters():
         assert torch.allclose(p.grad, found[name], atol=2e-6), name
-    assert told["kl"] == pytest.approx(float(torch.stack(ratios).mean()), abs=1e-4) and told["kl_exact"] > 0
+    assert told["kl"] == pytest.approx(float(torch.stack(ratios).detach().mean()), abs=1e-4) and told["kl_exact"] > 0
     assert float(sums[5]) == pytest.approx(count, rel=1e-5) and sums[3] == 0 and "explained" not in told
 
 
@@ -414,7 +428,11 @@ def learn(trainer) -> History:
 
 
 def test_rloo_converges_to_the_closed_form():
-    """E[r] − β KL(π ‖ π_ref) is largest at π* ∝ π_ref · exp(r/β), as in test_ppo.py."""
+    """E[r] − β KL(π ‖ π_ref) is largest at π* ∝ π_ref · exp(r/β), as in test_ppo.py.
+
+    The prompt is a token that no answer goes on after: with another one the model could not tell a, a a and a a a apart,
+    since attention to equal values is that value, and the optimum would lie out of its reach.
+    """
     beta, answers, model = 0.5, every_answer(4, 3), letters_model(4, 0)
     reference = distribution(model, answers)
     table = torch.randn(len(answers), generator=torch.Generator().manual_seed(0))
@@ -422,15 +440,17 @@ def test_rloo_converges_to_the_closed_form():
     best = reference * (table / beta).exp()
     best /= best.sum()
     trainer = make_groups(
-        model, Letters(), lambda drawn: torch.tensor([of[s.answer] for s in drawn.sequences]), [[1]],
-        iterations=40, episodes=256, answers=16, epochs=4, max_tokens=3, temperature=1.0, kl=beta, missing_end=None,
+        model, Letters(), lambda drawn: torch.tensor([of[s.answer] for s in drawn.sequences]), [[0]],
+        iterations=30, episodes=128, answers=8, epochs=4, max_tokens=3, temperature=1.0, kl=beta, missing_end=None,
         optim=adam(4e-3), kl_limit=1e9,
     )  # fmt: skip
     learn(trainer)
-    final = distribution(model, answers)
-    before, after = float((reference - best).abs().sum() / 2), float((final - best).abs().sum() / 2)
+    before, after = (
+        float((reference - best).abs().sum() / 2),
+        float((distribution(model, answers) - best).abs().sum() / 2),
+    )
     print(f"total variation {before:.3f} → {after:.3f}")
-    assert before > 0.3 and after < 0.1
+    assert before > 0.5 and after < 0.1
 
 
 def test_grpo_earns_more():
@@ -472,7 +492,7 @@ def by_method(method: str, run: Run, name: str = "", tell=None, choose=None, **c
     if method in ("dpo", "kto"):
         config = DirectConfig(**{"method": method, **SMALL, "rows": 4, "probes": 6, "keep_every": 2, **changes})
         return direct.run(config, run, *some_labels(24), run.need("sft"), name, choose, tell)
-    small = {"iterations": 3, "episodes": 8, "epochs": 2, "keep_every": 1, **changes}
+    small = {"iterations": 3, "episodes": 8, "epochs": 2, "keep_every": 1, "missing_end": None, **changes}
     return groups.run(GroupConfig(**{"method": method, **SMALL, **small}), run, name, choose, tell)
 
 
@@ -492,12 +512,17 @@ def test_a_stage(home, method):
     assert engine.chat and not home.work(method).exists()
     start, end = load_model(home.path / "sft"), load_model(made.path)
     assert not torch.equal(start.embedding.weight, end.embedding.weight)
+
+
+@pytest.mark.parametrize("method", ["kto", "grpo"])
+def test_the_state_that_is_chosen(home, method):
     back = by_method(method, home, "back", choose=lambda states, actor: (states[0], {"rule": "the first"}))
     assert back.card["metrics"]["picked"] == {"iteration": 0, "rule": "the first"}
-    assert torch.equal(start.embedding.weight, load_model(back.path).embedding.weight)
+    start, end = load_model(home.path / "sft"), load_model(back.path)
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "grpo"])
+@pytest.mark.parametrize("method", ["kto", "grpo"])
 def test_interrupted_and_resumed_is_bit_equal(home, method):
     whole = by_method(method, home)
 
@@ -509,9 +534,8 @@ def test_interrupted_and_resumed_is_bit_equal(home, method):
         return tell
 
     again = Run(home.path)
-    for step in (2, 2):
-        with pytest.raises(KeyboardInterrupt):
-            by_method(method, again, "cut", stop_at(step))
+    with pytest.raises(KeyboardInterrupt):
+        by_method(method, again, "cut", stop_at(2))
     resumed = by_method(method, again, "cut")
     assert resumed.card["files"] == whole.card["files"]
     assert resumed.card["metrics"] == whole.card["metrics"]

@@ -211,6 +211,7 @@ def test_pretraining_mix_pulls_back(model, tokenizer, prompts):
     alone = gradients(plain, experience)
     mixed = make_ppo(model, tokenizer, by_length, prompts, max_tokens=8, ptx=0.5)
     mixed.mix = mix
+    mixed.model.zero_grad()
     seen = {}
 
     class Recorder:
@@ -234,17 +235,21 @@ def every_answer(vocabulary: int, longest: int) -> list[tuple[int, ...]]:
 
 
 def distribution(model, answers) -> torch.Tensor:
-    sequences = [Answered((1,), a) for a in answers]
+    sequences = [Answered((0,), a) for a in answers]
     flat = answer_logprobs(model, sequences, FP32)
     return torch.stack([f.sum() for f in flat.split([len(a) for a in answers])]).exp()
 
 
-@pytest.mark.parametrize("beta", [0.3, 1.0])
+@pytest.mark.parametrize("beta", [0.5, 1.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_converges_to_the_closed_form(seed, beta):
-    """E[r] − β KL(π ‖ π_ref) is largest at π* ∝ π_ref · exp(r/β): PPO must end there, for any reward table."""
-    answers = every_answer(4, 3)
-    model = letters_model(4, seed)
+    """E[r] − β KL(π ‖ π_ref) is largest at π* ∝ π_ref · exp(r/β): PPO must end there, for any reward table.
+
+    The prompt is a token that no answer continues with: to this model of one layer, prompts and answers of one repeated
+    token would all look alike, and then not even the exact gradient reaches π* (docs/log.md).
+    """
+    answers = every_answer(3, 3)
+    model = letters_model(3, seed)
     reference = distribution(model, answers)
     assert float(reference.sum()) == pytest.approx(1, abs=1e-4)
     table = torch.randn(len(answers), generator=torch.Generator().manual_seed(seed))
@@ -256,8 +261,8 @@ def test_converges_to_the_closed_form(seed, beta):
         return torch.tensor([of[s.answer] for s in drawn.sequences])
 
     ppo = make_ppo(
-        model, Letters(), score, [[1]], iterations=60, episodes=256, epochs=4, max_tokens=3, temperature=1.0, kl=beta,
-        missing_end=None, lam=1.0, value_weight=0.5, value_clip=10.0, optim=adam(4e-3), kl_limit=1e9, seed=seed,
+        model, Letters(), score, [[0]], iterations=40, episodes=192, epochs=4, max_tokens=3, temperature=1.0, kl=beta,
+        missing_end=None, lam=1.0, value_weight=0.5, value_clip=10.0, optim=adam(6e-3), kl_limit=1e9, seed=seed,
     )  # fmt: skip
     optimizer, history = Optimizer(ppo.model, ppo.config.optim, FP32), History()
     for step in range(ppo.config.iterations):
@@ -265,6 +270,6 @@ def test_converges_to_the_closed_form(seed, beta):
     final = distribution(model, answers)
     before, after = float((reference - best).abs().sum() / 2), float((final - best).abs().sum() / 2)
     print(f"seed {seed} beta {beta}: total variation {before:.3f} → {after:.3f}")
-    assert after < 0.08
-    exact = exact_kl(model, ppo.reference, [Answered((1,), a) for a in answers], FP32, 1.0)
+    assert after < 0.06 and after < before / 2
+    exact = exact_kl(model, ppo.reference, [Answered((0,), a) for a in answers], FP32, 1.0)
     assert exact.min() > -1e-6

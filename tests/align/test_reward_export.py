@@ -42,9 +42,16 @@ FOREIGN = {
 }
 CHATS = [
     ([{"role": "user", "content": "What is the capital of France?"}], "Paris."),
-    ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "日本的人說什麼？"}], "日本的人說日文，" * 6),
     (
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "?"}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "日本的人說什麼？"}],
+        "日本的人說日文，" * 6,
+    ),
+    (
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": "?"},
+        ],
         "People in Japan speak Japanese",
     ),
     ([{"role": "user", "content": "a"}], ""),
@@ -135,7 +142,9 @@ def test_bf16_export_is_close(tmp_path, model, tokenizer):
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "o", dtype=torch.float32)
     own = [chat_ids(judge.tokenizer, messages, answer, True) for messages, answer in CHATS]
     with torch.no_grad():
-        found = [theirs(torch.tensor([one.prompt + one.answer])).logits[0, 0] + theirs.config.reward_shift for one in own]
+        found = [
+            theirs(torch.tensor([one.prompt + one.answer])).logits[0, 0] + theirs.config.reward_shift for one in own
+        ]
     torch.testing.assert_close(torch.stack(found), score(judge.model, own, torch.float32), atol=0.1, rtol=0)
 
 

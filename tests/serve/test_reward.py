@@ -134,7 +134,10 @@ def test_imported_templates(tokenizer):
         for after in ("", "\n"):
             assert tuple(text_ids(foreign, written(messages, answer) + after)) == own.prompt + own.answer
         if answer:  # without an end: nothing follows the end of the question but the answer
-            cut, also = text_ids(foreign, written(messages, answer, end=False)), chat_ids(foreign, messages, answer, False)
+            cut, also = (
+                text_ids(foreign, written(messages, answer, end=False)),
+                chat_ids(foreign, messages, answer, False),
+            )
             assert tuple(cut) == (own.prompt + own.answer)[:-1] == also.prompt + also.answer
     marked = chat_ids(foreign, HI, MARKED, True)
     assert marked.answer.count(foreign.im_end) == 1 and marked.answer[-1] == foreign.im_end

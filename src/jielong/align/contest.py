@@ -35,10 +35,14 @@ class Contest:
 
     def answers(self, model: GPT, purpose: str = "") -> Rollout:
         """The model's answers. Models that are compared draw with the same seeds, so that equal models answer alike."""
-        prompts = [encode_chat(self.tokenizer, [{"role": r, "content": c} for r, c in m], True)[0] for m in self.messages]
+        prompts = [
+            encode_chat(self.tokenizer, [{"role": r, "content": c} for r, c in m], True)[0] for m in self.messages
+        ]
         asked = [p for p in prompts for _ in range(self.samples)]
         seeds = [key("contest", self.seed, purpose, n) for n in range(len(asked))]
-        return rollout(model, self.tokenizer, asked, seeds, self.temperature, self.max_tokens, precision(self.precision))
+        return rollout(
+            model, self.tokenizer, asked, seeds, self.temperature, self.max_tokens, precision(self.precision)
+        )
 
     def win_rate(self, judge: Scored, new: Rollout, old: Rollout, dtype: torch.dtype) -> Interval:
         """Share of (new, old) pairs of answers to one prompt of which the judge likes the new one more, equal ones counting

@@ -214,9 +214,8 @@ class Direct:
         told |= {"reward_up": beta * float(found[up].mean()), "reward_down": beta * float(found[~up].mean())}
         if examples.each == 1:
             told["z0"] = z0
-        return {
-            name: x for name, x in told.items() if name == "loss" or not math.isnan(x)
-        }  # a batch may be of one kind
+        # a batch of one kind has no mean of the other
+        return {name: x for name, x in told.items() if name == "loss" or not math.isnan(x)}
 
     @torch.no_grad()
     def measure(self, step: int, dtype: torch.dtype) -> dict[str, float]:
@@ -285,9 +284,7 @@ def run(
 
     def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep) -> tuple[nn.Module, Trainer]:
         dtype = dtype_of(config.precision)
-        return actor, Direct(
-            actor, reference, tokenizer, examples, config, steps, dtype, kept if len(kept) else None, keep
-        )
+        return actor, Direct(actor, reference, tokenizer, examples, config, steps, dtype, kept, keep)
 
     metrics: dict[str, Any] = {
         "labels": {"thumbs": len(thumbs), "up": sum(t.up for t in thumbs), "pairs": len(pairs)},

@@ -8,18 +8,20 @@ does not help it there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jielong.align import ppo, reward
+from jielong.align import direct, groups, ppo, reward
 from jielong.align.contest import Contest
 from jielong.align.mix import pretraining_mix
 from jielong.align.scoring import Scored
-from jielong.config import ImproveConfig, PPOConfig, RewardConfig
+from jielong.config import ImproveConfig, PPOConfig, RewardConfig, filled
 from jielong.corpus.documents import read_documents
 from jielong.errors import UserError
 from jielong.evaluate.bpb import bits_per_byte
@@ -35,7 +37,7 @@ from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import dtype_of, use_threads
 
 JOURNAL = "improve.jsonl"
-QUESTIONS, DOCUMENTS = 200, 200  # of the exam, per language; of the held-out text: enough for a guard
+QUESTIONS, DOCUMENTS = 400, 200  # of the exam, per language; of the held-out text: enough for a guard
 
 
 class Journal:
@@ -64,7 +66,7 @@ def run(config: ImproveConfig, run: Run) -> Artifact:
     """Feedback → promotion-N, whose card says whether ppo-N was promoted and why. Raises NotTaught, with nothing changed."""
     journal = Journal(run.path / JOURNAL)
     try:
-        return _improve(config, run, journal)
+        return _improve(with_settings(config), run, journal)
     except UserError as error:
         journal.tell("error", message=str(error))
         raise
@@ -74,6 +76,30 @@ def run(config: ImproveConfig, run: Run) -> Artifact:
     except BaseException as error:
         journal.tell("error", message=f"It failed: {error}")
         raise
+
+
+def with_settings(config: ImproveConfig) -> ImproveConfig:
+    """The settings with those of their file. Raises UserError when it cannot be read or names something unknown."""
+    if config.settings is None:
+        return config
+    try:
+        values = json.loads(config.settings.read_text(encoding="utf-8"))
+        unknown = _unknown(config, values)
+        if unknown:
+            raise ValueError(f"there is no setting {unknown}")
+        return filled(config, values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{config.settings} holds no settings for jielong improve: {error}.") from error
+
+
+def _unknown(template: Any, values: dict[str, Any], path: str = "") -> str:
+    for key, value in values.items():
+        inner = getattr(template, key, None)
+        if key not in {f.name for f in dataclasses.fields(template)}:
+            return path + key
+        if isinstance(value, dict) and (found := _unknown(inner, value, f"{path}{key}.")):
+            return found
+    return ""
 
 
 def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
@@ -114,20 +140,29 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
     judge, who = _judge(settings, run, thumbs, pairs, held, start, model, number, stamp)
     say(f"The judge: {who}.")
 
-    journal.tell("stage", stage="ppo")
+    journal.tell("stage", stage=config.method)
     dtype = dtype_of(ppo_config.precision)
     contest = Contest(
-        held, tokenizer, config.samples, ppo_config.temperature, ppo_config.max_tokens, ppo_config.precision, config.seed
+        held,
+        tokenizer,
+        config.samples,
+        ppo_config.temperature,
+        ppo_config.max_tokens,
+        ppo_config.precision,
+        config.seed,
     )
     old_model = load_model(start.path)
     chooser = Chooser(config, contest, Scored.load(judge.path).eval(), contest.answers(old_model, "choose"), dtype)
-    name = f"ppo-{number}"
-    ppo_config = dataclasses.replace(ppo_config, model=start.name, reward=model.name, seed=config.seed)
+    name = f"{config.method}-{number}"
     candidate = run.artifact(name)
-    made_from = {start.name: start.hash, model.name: model.hash}
+    made_from = {start.name: start.hash} | (
+        {model.name: model.hash} if config.method in ("ppo", "rloo", "grpo") else {}
+    )
     if candidate is None or candidate.card["parents"] != made_from:
-        mix = pretraining_mix(ppo_config, run, tokenizer, old_model.config.context, run.work(f"{name}-mix"))
-        candidate = ppo.run(ppo_config, run, name, chooser, lambda told: journal.tell("iteration", **told), mix)
+        tell = functools.partial(journal.tell, "iteration")
+        candidate = _learn(
+            config, ppo_config, run, name, start, model, thumbs, pairs, chooser, lambda told: tell(**told)
+        )
 
     journal.tell("stage", stage="evaluation")
     new_model = load_model(candidate.path)
@@ -153,6 +188,30 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
     return build.artifact
 
 
+def _learn(
+    config: ImproveConfig, ppo_config: PPOConfig, run: Run, name: str, start: Artifact, model: Artifact,
+    thumbs: Sequence[Thumb], pairs: Sequence[Pair], choose: Chooser, tell: Callable[[dict[str, Any]], None],
+) -> Artifact:  # fmt: skip
+    """The candidate, by the method that was asked for."""
+    if config.method in ("dpo", "kto"):
+        direct_config = dataclasses.replace(
+            config.direct, method=config.method, model=start.name, seed=config.seed, held_out=config.reward.held_out
+        )
+        return direct.run(direct_config, run, thumbs, pairs, start, name, choose, tell)
+    own = {"model": start.name, "reward": model.name, "seed": config.seed}
+    ppo_config = dataclasses.replace(ppo_config, **own)
+    group_config = dataclasses.replace(config.group, method="grpo" if config.method == "grpo" else "rloo", **own)
+    settings = ppo_config if config.method == "ppo" else groups.ppo_settings(group_config)
+    tokenizer, work = Tokenizer.load(start.file("tokenizer.json")), run.work(f"{name}-mix")
+    mix = pretraining_mix(settings, run, tokenizer, load_model(start.path).config.context, work)
+    try:
+        if config.method == "ppo":
+            return ppo.run(ppo_config, run, name, choose, tell, mix)
+        return groups.run(group_config, run, name, choose, tell, mix)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def for_count(config: ImproveConfig, count: int) -> tuple[PPOConfig, str]:
     """PPO's settings for so many labels, and what to tell people about it."""
     if count >= config.few:
@@ -171,7 +230,11 @@ def _reward(
 ) -> Artifact:  # fmt: skip
     """The reward model `name`, made unless it is there already, from the same labels."""
     found = run.artifact(name)
-    if found is not None and found.card["metrics"].get("feedback") == stamp and found.card["config"] == _plain(settings):
+    if (
+        found is not None
+        and found.card["metrics"].get("feedback") == stamp
+        and found.card["config"] == _plain(settings)
+    ):
         found.verify()
         return found
     return reward.run(settings, run, thumbs, pairs, start, name, stamp)

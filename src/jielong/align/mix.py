@@ -11,7 +11,6 @@ from torch import Tensor
 
 from jielong.config import PPOConfig
 from jielong.corpus.documents import read_documents
-from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.pretrain import encode_documents, token_loss
 from jielong.run import Run
@@ -24,12 +23,10 @@ Mix = Callable[[GPT, int, torch.dtype], Tensor]
 
 
 def pretraining_mix(config: PPOConfig, run: Run, tokenizer: Tokenizer, length: int, work: Path) -> Mix | None:
-    """The mean loss per token of `ptx_rows` rows of the run's corpus at each optimizer step; None where `ptx` is 0.
-    Raises UserError when the run has no corpus."""
-    if not config.ptx:
+    """The mean loss per token of `ptx_rows` rows of the run's corpus at each optimizer step; None where `ptx` is 0 or the
+    run has no corpus."""
+    if not config.ptx or run.artifact("corpus") is None:
         return None
-    if run.artifact("corpus") is None:
-        raise UserError("--ppo.ptx mixes in pretraining text, but this run has no corpus; leave it out.")
     documents = read_documents(run.need("corpus").file("train.parquet"))
     picked = np.random.default_rng(config.seed).permutation(len(documents))[:MOST]
     documents = [documents[i] for i in sorted(picked)]

@@ -71,7 +71,9 @@ def judged(score: Score, drawn: Rollout, missing_end: float | None) -> Tensor:
     scores = score(drawn).float()
     if not torch.isfinite(scores).all():
         bad = int((~torch.isfinite(scores)).nonzero()[0])
-        raise UserError(f"The reward of {drawn.texts[bad][:80]!r} is {float(scores[bad])}; train the reward model anew.")
+        raise UserError(
+            f"The reward of {drawn.texts[bad][:80]!r} is {float(scores[bad])}; train the reward model anew."
+        )
     return scores if missing_end is None else torch.where(drawn.ended, scores, torch.tensor(missing_end))
 
 

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jielong.align.scoring import Answered, Scored, hidden_at_ends, merge, parts, score
+from jielong.align.scoring import PART, Answered, Scored, hidden_at_ends, merge, parts, score
 from jielong.align.work import fresh_work
-from jielong.config import RewardConfig
+from jielong.config import ModelConfig, RewardConfig
 from jielong.errors import UserError
 from jielong.evaluate.statistics import auc_within, bootstrap, calibration_error, correlation, platt
 from jielong.feedback.labels import Pair, Thumb, is_held_out, paired, prompt_key
@@ -42,7 +42,9 @@ from jielong.train.optim import Optimizer
 LEAST = 20  # labels: with fewer nothing can be learnt and held out
 
 
-UNIT = 100.0  # logits per unit of an offset: Adam moves every number by its learning rate, and these must move by logits
+UNIT = (
+    100.0  # logits per unit of an offset: Adam moves every number by its learning rate, and these must move by logits
+)
 
 
 class Offsets(nn.Module):
@@ -122,6 +124,12 @@ def batch_of(config: RewardConfig, count: int, step: int) -> list[int]:
     return out
 
 
+def part_tokens(c: ModelConfig) -> int:
+    """Tokens that go through a model at once in training: what their backward pass needs (measured: about 12 widths and 4 MLP
+    widths of bfloat16 a layer) takes 1 GB, which binds models of more than some tens of millions of parameters."""
+    return max(256, min(PART, 2**30 // (2 * c.layers * (12 * c.width + 4 * c.mlp_width))))
+
+
 def train_reward(
     judge: Judge, labels: Labels, config: RewardConfig, steps: int, work: Path, progress: Any = None
 ) -> History:
@@ -132,7 +140,7 @@ def train_reward(
     def update(optimizer: Optimizer, step: int, dtype: torch.dtype, history: History) -> float:
         items, value = batch_of(config, count, step), 0.0
         lengths = [sum(len(s) for s in labels.sequences(i)) for i in items]
-        for group in parts(lengths):  # memory does not grow with the batch
+        for group in parts(lengths, part_tokens(judge.reward.body.config)):  # memory does not grow with the batch
             value += _backward(judge, labels, [items[n] for n in group], config, dtype, len(items))
         optimizer.step((step + 0.5) / steps)
         return finite(value, step)

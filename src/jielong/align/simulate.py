@@ -29,7 +29,9 @@ def run(config: ThumbsConfig, run: Run) -> Artifact:
     tokenizer = Tokenizer.load(start.file("tokenizer.json"))
     store = store_of(config.store, run)
     # each prompt comes `answers` times, before one user
-    asked = [a for a in judge.prompts(world, config.seed, config.count, config.draw) for _ in range(config.answers)][: config.count]
+    asked = [a for a in judge.prompts(world, config.seed, config.count, config.draw) for _ in range(config.answers)][
+        : config.count
+    ]
     messages = [[{"role": "user", "content": a.prompt}] for a in asked]
     with run.build("thumbs", kind="thumbs", config=config, parents=[start], seed=config.seed) as build:
         prompts = [encode_chat(tokenizer, m, True)[0] for m in messages]

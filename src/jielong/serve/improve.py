@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -37,8 +39,8 @@ class Nothing(Form):
 class Trainer:
     """`jielong improve` as a child process, and its journal."""
 
-    def __init__(self, run: Run, store: str = ""):
-        self.run, self.store = run, store
+    def __init__(self, run: Run, store: str = "", settings: Path | None = None):
+        self.run, self.store, self.settings = run, store, settings
         self.journal = run.path / JOURNAL
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -53,9 +55,14 @@ class Trainer:
         command = [sys.executable, "-m", "jielong.cli", "improve", str(self.run.path)]
         command += ["--people-only"] if people_only else []
         command += ["--store", self.store] if self.store else []
+        command += ["--settings", str(self.settings)] if self.settings else []
         self.journal.write_text("", encoding="utf-8")
         with open(self.run.path / "improve.log", "wb") as log:
-            self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
+            # it shares the processors with the server: its threads must not spin while they wait for each other
+            env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, env=env
+            )
 
     def stop(self) -> None:
         """End the training as Ctrl-C does; what it has learnt is kept."""
@@ -147,4 +154,3 @@ def add_improve(app: FastAPI, trainer: Trainer, switch: Callable[[], Awaitable[s
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-

@@ -114,7 +114,7 @@ def run(config: ServeConfig, run: Run) -> None:
         config.origin,
         config.waiting,
         (lambda: store_of(config.feedback, own)) if feedback else None,
-        Trainer(own, config.feedback) if feedback else None,
+        Trainer(own, config.feedback, config.improve) if feedback else None,
         None if config.model else renewed,
         opener(config.reward, own, config.precision),
     )

@@ -126,7 +126,7 @@ function drawSide(side, at) {
     if (at === talk().turns.length - 1) tools.append(button("↻ " + words.again, () => again(side, at), "again"));
     tools.append(button(words.copy, (e) => { navigator.clipboard?.writeText(said); e.target.textContent = words.copied; }));
     if (side.branches?.length) tools.append(button(`⇄ ${words.back} (${side.branches.length})`, () => swap(side), "branch"));
-    if (judging && side.id && said) {
+    if (judging && side.id && side.tokens.length) {
       const { buttons, box } = thumbs.judged(side, words, () => undoCompare(side));
       tools.append(...buttons);
       if (at === talk().turns.length - 1 && !talk().turns[at].rival) tools.append(thumbs.named(button(words.duel, () => compare(at), "compare"), words.duel, "c"));

@@ -1,0 +1,62 @@
+"""Every stage's settings. The line under a field is its documentation and its `--help` text.
+
+These modules import nothing heavy, so that the command line answers at once.
+"""
+
+from jielong.config.feedback import (
+    DirectConfig,
+    FeedbackConfig,
+    GroupConfig,
+    ImproveConfig,
+    PPOConfig,
+    RewardConfig,
+    RollbackConfig,
+    ThumbsConfig,
+    adam,
+)
+from jielong.config.stages import (
+    DEFAULT_RUN,
+    ChatConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FinetuneConfig,
+    ImportConfig,
+    KeyConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RaiseConfig,
+    ReportConfig,
+    ServeConfig,
+    TokenizerConfig,
+    filled,
+)
+
+__all__ = [
+    "DEFAULT_RUN",
+    "ChatConfig",
+    "CorpusConfig",
+    "DirectConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "FeedbackConfig",
+    "FinetuneConfig",
+    "GroupConfig",
+    "ImportConfig",
+    "ImproveConfig",
+    "KeyConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PPOConfig",
+    "PretrainConfig",
+    "RaiseConfig",
+    "ReportConfig",
+    "RewardConfig",
+    "RollbackConfig",
+    "ServeConfig",
+    "ThumbsConfig",
+    "TokenizerConfig",
+    "adam",
+    "filled",
+]

@@ -1,0 +1,138 @@
+"""The loop from thumbs to the served model, on the tiny life."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from people import TRAINING, press
+
+from jielong.align import improve, simulate
+from jielong.align.contest import win_rate
+from jielong.cli import main
+from jielong.config import ImproveConfig, PPOConfig, ThumbsConfig, filled
+from jielong.errors import UserError
+from jielong.feedback.stage import store_of
+from jielong.run import Run
+from jielong.teacher.judge import NAME
+from jielong.tokens.tokenizer import Tokenizer
+
+
+def settings(run: Run, **changes) -> ImproveConfig:
+    return filled(ImproveConfig(**{"run": run.path, **changes}), TRAINING | changes)
+
+
+@pytest.fixture(scope="module")
+def liked(life, tmp_path_factory):
+    """A run with thumbs of its people."""
+    folder = tmp_path_factory.mktemp("improve") / "run"
+    for name in ("corpus", "tokenizer", "base", "sft"):
+        shutil.copytree(life / name, folder / name)
+    run = Run(folder)
+    press(run, 240)
+    return run
+
+
+def test_thumbs_become_a_served_model(liked):
+    """Feedback → reward → PPO → promotion → another model is served; the same again says so; rollback goes back."""
+    assert liked.serving() == "sft"
+    promotion = improve.run(settings(liked), liked)
+    card = promotion.card["metrics"]
+    assert card["promoted"], card["why"]
+    assert card["win_rate"][1] > 0.5 and card["after"]["length"] < card["before"]["length"]
+    assert liked.serving() == "ppo-1" and liked.need("ppo-1").card["parents"].keys() == {"sft", "reward-1"}
+    assert card["judge"].startswith("a second reward model")
+    told = [json.loads(line) for line in (liked.path / improve.JOURNAL).read_text().splitlines()]
+    assert [e["stage"] for e in told if e["event"] == "stage"] == ["reward", "judge", "ppo", "evaluation"]
+    assert [e["iteration"] for e in told if e["event"] == "iteration"] == list(range(12))
+    assert told[-1]["event"] == "result" and told[-1]["model"] == "ppo-1"
+    with pytest.raises(UserError, match="came of this feedback"):
+        improve.run(settings(liked, model="sft"), liked)
+    assert main(["rollback", str(liked.path)]) == 0
+    assert liked.serving() == "sft"
+    assert main(["rollback", str(liked.path)]) == 2
+
+
+def test_what_breaks_a_guard_is_not_promoted(liked):
+    """The same model, but answers must not change their length: the reason is named, and nothing else is served."""
+    before = liked.serving()
+    strict = settings(liked, model="sft", force=True, guard_bits=-0.5)
+    card = improve.run(strict, liked).card["metrics"]
+    assert not card["promoted"] and "bits per byte" in card["why"] and liked.serving() == before
+
+
+@pytest.mark.parametrize("method", ["kto", "rloo"])
+def test_baselines_run_through_the_same_loop(liked, method):
+    card = improve.run(settings(liked, model="sft", method=method, force=True), liked).card
+    assert any(name.startswith(f"{method}-") for name in card["parents"]) and card["metrics"]["win_rate"][0] >= 0
+
+
+def test_feedback_that_teaches_nothing(liked, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(liked.path / "sft", folder / "sft")
+    assert main(["improve", str(folder)]) == 2 and "no feedback yet" in capsys.readouterr().err
+    run = Run(folder)
+    press(run, 12, lambda answer: True)
+    assert main(["improve", str(folder)]) == 2 and "at least 20" in capsys.readouterr().err
+    press_more = Run(folder)
+    (folder / "feedback.db").unlink()
+    press(press_more, 40, lambda answer: True)
+    assert main(["improve", str(folder)]) == 2 and "All 40 thumbs point up" in capsys.readouterr().err
+    assert run.serving() == "sft" and not list(folder.glob("ppo-*"))
+    told = [json.loads(line) for line in (folder / improve.JOURNAL).read_text().splitlines()]
+    assert told[-1]["event"] == "error" and "point up" in told[-1]["message"]
+    (folder / "serving.json").write_text("{")
+    assert main(["improve", str(folder)]) == 2 and "serving.json is damaged" in capsys.readouterr().err
+
+
+def test_few_labels_make_a_small_step():
+    config = ImproveConfig(ppo=PPOConfig(iterations=9, kl=0.1))
+    assert improve.for_count(config, 300) == (config.ppo, "")
+    small, advice = improve.for_count(config, 50)
+    assert small.iterations == 3 and small.kl == 0.2 and "50 labels are few" in advice
+
+
+def test_verdict_names_what_is_wrong():
+    config = ImproveConfig()
+    good = {
+        "length": 10.0,
+        "repetition": 0.01,
+        "language": 1.0,
+        "ended": 1.0,
+        "bits_per_byte_en": 1.0,
+        "knowledge_zh": 0.9,
+    }
+    assert improve.verdict(config, (0.8, 0.7, 0.9), good, good, "x")[0]
+    promoted, why = improve.verdict(config, (0.52, 0.48, 0.56), good, good, "x")
+    assert not promoted and "includes 50 %" in why
+    for name, bad, words in [
+        ("length", 30.0, "grew from 10 to 30"), ("repetition", 0.2, "repetition rose"), ("language", 0.9, "language"),
+        ("ended", 0.8, "end by themselves"), ("bits_per_byte_en", 1.03, "bits per byte (en)"), ("knowledge_zh", 0.87, "accuracy (zh)"),
+    ]:  # fmt: skip
+        promoted, why = improve.verdict(config, (0.8, 0.7, 0.9), good, good | {name: bad}, "x")
+        assert not promoted and words in why
+
+
+def test_win_rate_is_the_share_of_pairs():
+    new, old = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 3.0]])
+    assert win_rate(new, old)[0] == pytest.approx(((0.5 + 1 + 1 + 1) / 4 + (0.5 + 0 + 0.5 + 0) / 4) / 2)
+
+
+def test_simulated_thumbs_bear_their_name_and_come_once(life, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(life / "sft", folder / "sft")
+    run = Run(folder)
+    config = ThumbsConfig(count=40, users=4, max_tokens=16)
+    card = simulate.run(config, run).card["metrics"]
+    assert card["teacher"] == NAME == "simulated teacher" and card["thumbs"] == 40
+    store = store_of("", run)
+    simulate.run(config, run)  # the same again: nothing is stored twice
+    events = store.current()
+    assert len(events) == 40 and {e.user for e in events} == {f"simulated-{n}" for n in range(1, 5)}
+    assert {a.source for a in store.answers_of([e.answer for e in events]).values()} == {NAME}
+    tokenizer = Tokenizer.load(folder / "sft" / "tokenizer.json")
+    from jielong.feedback.exchange import labels
+
+    assert len(labels(store, tokenizer)[0]) == 40 and labels(store, tokenizer, people_only=True) == ([], [])

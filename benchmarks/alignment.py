@@ -2,6 +2,9 @@
 
     python benchmarks/alignment.py --run runs/spark --seeds 5
 
+    … --part methods|far|labels|teaching     methods at equal KL; over-optimisation; thumbs against comparisons; thumbs against
+                                             demonstrations
+
 Each seed draws its own prompts, answers, users, wrong presses and everything that is random in training, and runs
 `jielong thumbs` and `jielong improve` in a copy of the run. Prints one JSON line per seed and a summary with 95 % intervals.
 """
@@ -150,12 +153,48 @@ def summary(rows: list[dict[str, Any]]) -> None:
     print(f"seconds for thumbs and improvement: {[r['seconds'] for r in rows]}")
 
 
+def other(args: argparse.Namespace) -> None:
+    import alignment_parts as parts
+
+    work = {
+        "methods": parts.methods,
+        "far": parts.overoptimised,
+        "labels": parts.label_kinds,
+        "teaching": parts.teaching,
+    }
+    found = []
+    for seed in range(1, args.seeds + 1):
+        with tempfile.TemporaryDirectory(dir=args.run.parent) as folder:
+            found.append(work[args.part](Run(args.run), Path(folder) / "run", seed))
+            print(json.dumps({"seed": seed, args.part: found[-1]}), flush=True)
+    print()
+    if args.part == "methods":
+        print("win rate over SFT at equal KL (nats per answer), noise-free teacher, mean and 95 % interval over seeds")
+        for name in found[0]:
+            cells = [interval([parts.at_kl(f[name], kl) for f in found]) for kl in (0.5, 1.0, 1.5, 2.0)]
+            last = interval([f[name][-1]["win"] for f in found]), interval([f[name][-1]["kl"] for f in found])
+            print(f"{name:10}", *cells, "at the end", *last)
+    elif args.part == "far":
+        for n, point in enumerate(found[0]):
+            told = {k: interval([f[n][k] for f in found if n < len(f)]) for k in ("kl", "proxy", "gold", "win")}
+            print(point["iteration"], told)
+    elif args.part == "labels":
+        print({k: interval([f[k] for f in found]) for k in found[0]})
+    else:
+        for n, row in enumerate(found[0]):
+            print(row["seconds"], {k: interval([f[n][k] for f in found]) for k in ("thumbs_win", "demonstrations_win")})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/spark"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--thumbs", type=int, default=600)
+    parser.add_argument("--part", choices=["loop", "methods", "far", "labels", "teaching"], default="loop")
     args = parser.parse_args()
+    if args.part != "loop":
+        other(args)
+        return
     rows = []
     for seed in range(1, args.seeds + 1):
         try:

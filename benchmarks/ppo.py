@@ -8,9 +8,11 @@ answers that never end before their last token, as many passes and minibatches, 
 runs in a process of its own, in turns. A step is rollout (drawing the answers), scoring (log-probabilities of actor and
 reference, values, rewards, advantages) and learning; the first one of a process is not counted.
 
-TRL's settings are the fastest that were found on two cores: no gradient checkpointing, one micro-batch, eager attention. "bf16" is
-its own bf16 option (autocast while it learns) with a reference and a reward model in bfloat16; "bf16 weights" keeps actor and
-critic in bfloat16, too, which learns less exactly. jielong's bf16 is autocast over float32 weights.
+TRL's settings are the fastest of those that were tried on two cores: no gradient checkpointing, one micro-batch. "bf16" is
+autocast while it learns, with a reference and a reward model in bfloat16; its own option bf16=True does nothing beside
+transformers 5 (the trainer's Accelerator no longer hears of it), so that accelerate's environment variable is set.
+"bf16 weights" keeps actor and critic in bfloat16, too, which learns less exactly. jielong's bf16 is autocast over
+float32 weights.
 """
 
 from __future__ import annotations
@@ -142,7 +144,9 @@ def trl(spec: dict, folder: Path) -> list[dict[str, float]]:
     )
     frozen = torch.float32 if spec["precision"] == "fp32" else torch.bfloat16
     learnt = torch.bfloat16 if spec["precision"] == "bf16 weights" else torch.float32
-    attention = spec.get("attention", "eager")
+    attention = spec["attention"]
+    if spec["precision"] == "bf16":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
 
     def policy(dtype):
         return AutoModelForCausalLM.from_pretrained(folder / "model-hf", dtype=dtype, attn_implementation=attention)
@@ -222,6 +226,7 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=32, help="tokens")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=1)
+    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa", help="of TRL's models")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -232,7 +237,7 @@ def main() -> None:
         return
     if not args.trl:
         parser.error("--trl is missing")
-    names = ("steps", "threads", "episodes", "prompt", "answer", "epochs", "minibatches")
+    names = ("steps", "threads", "episodes", "prompt", "answer", "epochs", "minibatches", "attention")
     spec = {name: getattr(args, name) for name in names}
     found: dict[tuple[str, str], list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,7 @@ def test_learns_from_noisy_thumbs_of_strict_and_lenient_users(model, tmp_path):
     assert auc(r, good) > 0.95
     leniency = dict(zip(labels.users, judge.offsets.user.tolist(), strict=True))
     assert min(leniency[f"u{n}"] for n in range(3)) > max(leniency[f"u{n}"] for n in range(3, 6))
-    found = examine(judge.reward, fresh, paired(fresh), torch.float32)
+    found = examine([(judge.reward, fresh, paired(fresh))], torch.float32)
     value, low, high = found["auc"]
     assert low < value < high and low > 0.5 and complaint(found) == ""
     assert found["pair_accuracy"][0] > 0.7 and 0 <= found["calibration_error"] < 0.2
@@ -123,9 +123,9 @@ def test_what_cannot_be_learnt(model):
     with pytest.raises(UserError, match="All 30 thumbs point up"):
         check([thumb(n, True) for n in range(30)], [])
     check([thumb(n, True) for n in range(30)], [Pair((("user", "q"),), (1,), (2,), (3,), "ann")])
-    chance = examine(Scored(model), world_of_thumbs(60, 0.5), [], torch.float32)
+    chance = examine([(Scored(model), world_of_thumbs(60, 0.5), [])], torch.float32)
     assert "includes chance" in complaint(chance)
-    assert "no held-out prompts" in complaint(examine(Scored(model), [], [], torch.float32))
+    assert "no held-out prompts" in complaint(examine([(Scored(model), [], [])], torch.float32))
     with pytest.raises(UserError, match="same reward"):
         normalise(Scored(model), [Answered((1,), (2,)), Answered((1,), (3, 4))], torch.float32)
 

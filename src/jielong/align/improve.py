@@ -126,18 +126,19 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
         journal.tell("advice", text=advice)
         say(advice)
 
-    # the reward model, and the judge, who knows the other prompts
-    journal.tell("stage", stage="reward")
+    # the judge, who knows the held-out prompts, and the reward model, which knows the others
     settings = dataclasses.replace(config.reward, seed=config.seed)
-    model = _reward(settings, run, thumbs, pairs, start, f"reward-{number}", stamp)
-    found = model.card["metrics"]["held_out"]
-    journal.tell("reward", held_out=found)
-    say(f"{model.name}: {_quality(found)} on held-out prompts.")
-    if model.card["metrics"]["complaint"]:
-        raise NotTaught(f"the reward model cannot be trusted: {model.card['metrics']['complaint']}")
     held = sorted({t.messages for t in [*thumbs, *pairs] if is_held_out(t.messages, settings.held_out, settings.seed)})
     journal.tell("stage", stage="judge")
-    judge, who = _judge(settings, run, thumbs, pairs, held, start, model, number, stamp)
+    second, who = _judge(settings, run, thumbs, pairs, held, start, number, stamp)
+    journal.tell("stage", stage="reward")
+    model = _reward(settings, run, thumbs, pairs, start, f"reward-{number}", stamp, second)
+    found = model.card["metrics"]["held_out"]
+    journal.tell("reward", held_out=found)
+    say(f"{model.name}: {_quality(found)} on prompts that it did not see.")
+    if model.card["metrics"]["complaint"]:
+        raise NotTaught(f"the reward model cannot be trusted: {model.card['metrics']['complaint']}")
+    judge = second or model
     say(f"The judge: {who}.")
 
     journal.tell("stage", stage=config.method)
@@ -226,7 +227,8 @@ def for_count(config: ImproveConfig, count: int) -> tuple[PPOConfig, str]:
 
 
 def _reward(
-    settings: RewardConfig, run: Run, thumbs: Sequence[Thumb], pairs: Sequence[Pair], start: Artifact, name: str, stamp: str
+    settings: RewardConfig, run: Run, thumbs: Sequence[Thumb], pairs: Sequence[Pair], start: Artifact, name: str, stamp: str,
+    second: Artifact | None = None,
 ) -> Artifact:  # fmt: skip
     """The reward model `name`, made unless it is there already, from the same labels."""
     found = run.artifact(name)
@@ -237,7 +239,7 @@ def _reward(
     ):
         found.verify()
         return found
-    return reward.run(settings, run, thumbs, pairs, start, name, stamp)
+    return reward.run(settings, run, thumbs, pairs, start, name, stamp, second)
 
 
 def _plain(settings: RewardConfig) -> Any:
@@ -248,16 +250,16 @@ def _plain(settings: RewardConfig) -> Any:
 
 def _judge(
     settings: RewardConfig, run: Run, thumbs: Sequence[Thumb], pairs: Sequence[Pair], held: Sequence[Messages],
-    start: Artifact, model: Artifact, number: int, stamp: str,
-) -> tuple[Artifact, str]:  # fmt: skip
-    """A reward model of the held-out labels alone, if they suffice; else the first one, and a word about it."""
+    start: Artifact, number: int, stamp: str,
+) -> tuple[Artifact | None, str]:  # fmt: skip
+    """A reward model of the held-out labels alone, if they suffice, and a word about who judges."""
     known = set(held)
     own = [t for t in thumbs if t.messages in known], [p for p in pairs if p.messages in known]
     settings = dataclasses.replace(settings, seed=settings.seed + 1, held_out=0.0, epochs=2 * settings.epochs)
     try:
         judge = _reward(settings, run, *own, start, f"judge-{number}", stamp)
     except UserError as error:
-        return model, f"the reward model itself, since the held-out labels make none of their own ({error})"
+        return None, f"the reward model itself, since the held-out labels make none of their own ({error})"
     return judge, f"a second reward model, which learnt from {sum(map(len, own))} labels on the held-out prompts alone"
 
 

@@ -163,30 +163,43 @@ def _backward(
     return float(loss.detach())
 
 
-def examine(model: Scored, thumbs: Sequence[Thumb], pairs: Sequence[Pair], dtype: torch.dtype) -> dict[str, Any]:
-    """Held-out prompts: AUC among each user's thumbs, pair accuracy, calibration, length. Intervals by bootstrap over prompts."""
+Fold = tuple[Scored, Sequence[Thumb], Sequence[Pair]]
+"""A model, and labels on prompts that it never saw."""
+
+
+def examine(folds: Sequence[Fold], dtype: torch.dtype) -> dict[str, Any]:
+    """Labels on prompts that the model which scores them never saw: AUC among each user's thumbs, pair accuracy, calibration,
+    length. Intervals by bootstrap over prompts. Thumbs of different folds are never compared, nor are those of two users."""
+    thumbs = [t for _, own, _ in folds for t in own]
+    pairs = [p for _, _, own in folds for p in own]
     found: dict[str, Any] = {"thumbs": len(thumbs), "pairs": len(pairs)}
     if thumbs:
-        r = score(model, [Answered(t.prompt, t.answer) for t in thumbs], dtype).numpy().astype(float)
+        said = [score(m, [Answered(t.prompt, t.answer) for t in own], dtype).numpy() for m, own, _ in folds]
+        r = np.concatenate(said).astype(float)
         up = np.array([float(t.up) for t in thumbs])
         length = np.array([float(len(t.answer)) for t in thumbs])
         groups = _groups(thumbs)
-        users = np.unique([t.user for t in thumbs], return_inverse=True)[1]
-        found["auc"] = bootstrap(groups, lambda i: auc_within(r[i], up[i], users[i]))
-        found["auc_longer_wins"] = bootstrap(groups, lambda i: auc_within(length[i], up[i], users[i]))
+        fold = np.repeat(np.arange(len(folds)), [len(own) for _, own, _ in folds])
+        among = np.unique([f"{f}/{t.user}" for f, t in zip(fold, thumbs, strict=True)], return_inverse=True)[1]
+        found["auc"] = bootstrap(groups, lambda i: auc_within(r[i], up[i], among[i]))
+        found["auc_longer_wins"] = bootstrap(groups, lambda i: auc_within(length[i], up[i], among[i]))
         found["length_correlation"] = correlation(r, length)
         a, b = platt(r, up)
         found["platt"] = [a, b]
-        folds = [np.concatenate(groups[k::2]) if groups[k::2] else np.zeros(0, int) for k in (0, 1)]
+        halves = [np.concatenate(groups[k::2]) if groups[k::2] else np.zeros(0, int) for k in (0, 1)]
         guesses = np.zeros(len(r))
-        for mine, other in (folds, folds[::-1]):  # each half by the line of the other
+        for mine, other in (halves, halves[::-1]):  # each half by the line of the other
             slope, shift = platt(r[other], up[other]) if len(other) else (a, b)
             guesses[mine] = 1 / (1 + np.exp(-(slope * r[mine] + shift)))
         found["calibration_error"] = calibration_error(guesses, up)
     if pairs:
-        chosen = score(model, [Answered(p.prompt, p.chosen) for p in pairs], dtype)
-        rejected = score(model, [Answered(p.prompt, p.rejected) for p in pairs], dtype)
-        right = ((chosen > rejected).double() + 0.5 * (chosen == rejected).double()).numpy()
+
+        def said_of(which: str) -> np.ndarray:
+            own = [(m, [Answered(p.prompt, getattr(p, which)) for p in ps]) for m, _, ps in folds]
+            return np.concatenate([score(m, answers, dtype).numpy() for m, answers in own])
+
+        chosen, rejected = said_of("chosen"), said_of("rejected")
+        right = (chosen > rejected) + 0.5 * (chosen == rejected)
         longer = np.array([0.5 + 0.5 * np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
         groups = _groups(pairs)
         found["pair_accuracy"] = bootstrap(groups, lambda i: float(right[i].mean()))
@@ -236,9 +249,11 @@ def run(
     start: Artifact,
     name: str = "reward",
     feedback: str = "",
+    second: Artifact | None = None,
 ) -> Artifact:
     """The reward stage: labels → `name`, a reward model whose card says how far it can be trusted. `feedback`
-    is kept in the card as the labels' identity. Raises UserError when they are too few or all alike."""
+    is kept in the card as the labels' identity. `second` is a model of the held-out labels alone: what it says about the
+    other ones is evidence, too. Raises UserError when the labels are too few or all alike."""
     check(thumbs, pairs)
     held = {t.messages for t in [*thumbs, *pairs] if is_held_out(t.messages, config.held_out, config.seed)}
     labels = Labels([t for t in thumbs if t.messages not in held], [p for p in pairs if p.messages not in held])
@@ -259,7 +274,10 @@ def run(
         reward.requires_grad_(False)
         messages = sorted({t.messages for t in [*labels.thumbs, *labels.pairs]})
         mean, std = normalise(reward, reference_answers(start, messages, config), dtype)
-        found = examine(reward, kept_thumbs, kept_pairs, dtype)
+        folds: list[Fold] = [(reward, kept_thumbs, kept_pairs)]
+        if second is not None:
+            folds.append((Scored.load(second.path).eval(), labels.thumbs, labels.pairs))
+        found = examine(folds, dtype)
         reward.save(build.path)
         copy_tokenizer(start.file("tokenizer.json"), build.path)
         (build.path / "prompts.json").write_text(json.dumps(messages, ensure_ascii=False), encoding="utf-8")

@@ -36,7 +36,7 @@ class RewardConfig:
     """Passes over the labels."""
     rows: int = 32
     """Labels (thumbs and comparisons) per step."""
-    held_out: float = 0.25
+    held_out: float = 0.33
     """Share of the prompts that no training sees; AUC and calibration are measured on them."""
     pair_weight: float = 1.0
     """Weight of a comparison, also of one that a thumb up and a thumb down on the same prompt make."""
@@ -156,7 +156,7 @@ class DirectConfig:
     """Passes over the labels."""
     rows: int = 32
     """Labels (pairs or thumbs) per step."""
-    held_out: float = 0.25
+    held_out: float = 0.33
     """Share of the prompts that no training sees: the reward model's, where it has the same seed."""
     temperature: float = 0.7
     """Of the distribution whose log-probabilities count, which is the one that answers are drawn from; 1 as in the papers."""

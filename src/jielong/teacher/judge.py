@@ -26,7 +26,7 @@ COURTESY = re.compile(
     re.IGNORECASE,
 )
 IGNORANT = re.compile(r"don't know|do not know|不知道", re.IGNORECASE)
-NOISE, LENIENCY = 0.15, 0.2
+NOISE, LENIENCY = 0.15, 0.15
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def score(world: World, asked: Asked, reply: str) -> float:
 
 
 def thumb(world: World, asked: Asked, reply: str, user: int, seed: int, key: int) -> bool:
-    """Up or down, as user number `user` presses: by score, their leniency N(0, 0.2), and in 15 % the wrong button."""
+    """Up or down, as user number `user` presses: by score, their leniency N(0, 0.15), and in 15 % the wrong button."""
     leniency = random.Random(f"user/{seed}/{user}").gauss(0.0, LENIENCY)
     up = score(world, asked, reply) + leniency >= GOOD
     return up != (random.Random(f"thumb/{seed}/{user}/{key}").random() < NOISE)

@@ -156,11 +156,13 @@ SIZES = (
 
 # What a raise costs beside training, in seconds on two cores of a Zen 4 server (docs/log.md): measuring, starting and the
 # report; rendering, cleaning and tokenising per variant of the facts; the exam, also per million parameters.
-START, PER_VARIANT, EXAM, EXAM_PER_MILLION = 20.0, 0.95, 12.0, 2.2
+START, PER_VARIANT, EXAM, EXAM_PER_MILLION = 20.0, 0.95, 7.0, 1.2
 OWN_BYTES_PER_SECOND = 300_000
 MEASURE_SECONDS = 6.0
 LESSON = 78  # tokens of a conversation, on average
 UPKEEP = 1.06  # batches and checkpoints: a training step in a run against one measured alone
+# thumbs, reward models, PPO and their examination: seconds, and tokens as dear as those of a pretraining step per answer of PPO
+IMPROVE, PER_ANSWER = 25.0, 420
 OBSERVATIONS = 10  # of the held-out documents while pretraining, each LOOK tokens forward, and a few samples
 LOOK, SAMPLES = 22_000, 0.3  # tokens; seconds
 
@@ -220,7 +222,9 @@ def _steps_in(plan: Recipe, minutes: float, control: bool, step: float) -> tuple
     seconds = minutes * 60 - START
     if plan.corpus.default:
         exam = EXAM + EXAM_PER_MILLION * count_parameters(model) / 1e6
-        seconds -= PER_VARIANT * plan.corpus.variants + exam * (2 if control else 1)
+        seconds -= PER_VARIANT * plan.corpus.variants + exam * (3 if control else 2)  # sft, ppo and the control
+        practice = plan.improve.ppo
+        seconds -= IMPROVE + PER_ANSWER * practice.iterations * practice.episodes * per_token
         if control:  # it reads every lesson one and a half times, of LESSON tokens
             seconds -= 1.5 * LESSON * (c.lessons + tune.lessons) * per_token
     seconds -= sum(_size(p) for p in plan.corpus.text) / OWN_BYTES_PER_SECOND

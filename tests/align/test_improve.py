@@ -46,7 +46,7 @@ def test_thumbs_become_a_served_model(liked):
     assert card["judge"].startswith("a second reward model")
     told = [json.loads(line) for line in (liked.path / improve.JOURNAL).read_text().splitlines()]
     assert [e["stage"] for e in told if e["event"] == "stage"] == ["judge", "reward", "ppo", "evaluation"]
-    assert [e["iteration"] for e in told if e["event"] == "iteration"] == list(range(12))
+    assert [e["iteration"] for e in told if e["event"] == "iteration"] == list(range(1, 13))
     assert told[-1]["event"] == "result" and told[-1]["model"] == "ppo-1"
     with pytest.raises(UserError, match="came of this feedback"):
         improve.run(settings(liked, model="sft"), liked)

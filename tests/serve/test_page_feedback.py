@@ -366,8 +366,8 @@ def test_feedback_off(life):
 
 START = [
     {"event": "start", "labels": {"thumbs": 240, "up": 150, "pairs": 31}},
-    {"event": "stage", "stage": "reward"},
     {"event": "stage", "stage": "judge"},
+    {"event": "stage", "stage": "reward"},
     {"event": "stage", "stage": "ppo"},
 ]
 

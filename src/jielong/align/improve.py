@@ -141,7 +141,7 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
     judge = second or model
     say(f"The judge: {who}.")
 
-    journal.tell("stage", stage=config.method)
+    journal.tell("stage", stage="ppo", method=config.method)
     dtype = dtype_of(ppo_config.precision)
     contest = Contest(
         held,
@@ -153,7 +153,8 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
         config.seed,
     )
     old_model = load_model(start.path)
-    chooser = Chooser(config, contest, Scored.load(judge.path).eval(), contest.answers(old_model, "choose"), dtype)
+    glance = dataclasses.replace(contest, samples=max(1, config.samples // 2))  # at every kept state
+    chooser = Chooser(config, glance, Scored.load(judge.path).eval(), glance.answers(old_model, "choose"), dtype)
     name = f"{config.method}-{number}"
     candidate = run.artifact(name)
     made_from = {start.name: start.hash} | (
@@ -283,8 +284,11 @@ class Chooser:
     def __call__(self, states: list[ppo.State], actor: GPT) -> tuple[ppo.State, dict[str, Any]]:
         curve, best = [], None
         for state in states:
-            state.load(actor)
-            drawn = self.contest.answers(actor, "choose")
+            if state.iteration:
+                state.load(actor)
+                drawn = self.contest.answers(actor, "choose")
+            else:
+                drawn = self.old  # the start itself
             won = self.contest.win_rate(self.judge, drawn, self.old, self.dtype)
             after = self.contest.describe(drawn)
             broken = guards(self.config, self.before, after)

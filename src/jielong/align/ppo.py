@@ -121,16 +121,17 @@ class PPO:
         config: PPOConfig,
         mix: Callable[[GPT, int, torch.dtype], Tensor] | None = None,
         keep: Callable[[int, dict[str, float]], None] | None = None,
+        tell: Callable[[dict[str, Any]], None] | None = None,
     ):
-        """mix(actor, optimizer step, dtype) is the pretraining loss of PPO-ptx; keep(iteration, metrics) is called with each
-        iteration's metrics while the weights are those that its answers were drawn from."""
+        """mix(actor, optimizer step, dtype) is the pretraining loss of PPO-ptx; keep(iterations done, metrics) is called with
+        each iteration's metrics while the weights are those that its answers were drawn from, tell(metrics) after it."""
         if not prompts:
             raise UserError("PPO needs prompts; collect some conversations first.")
         if config.temperature <= 0:
             raise UserError("temperature must be above 0: PPO learns from different answers.")
         self.model, self.reference, self.score = model, reference, score
         self.tokenizer, self.prompts, self.config = tokenizer, prompts, config
-        self.mix, self.keep = mix, keep
+        self.mix, self.keep, self.tell = mix, keep, tell
 
     # what an iteration learns from
 
@@ -202,6 +203,8 @@ class PPO:
         metrics |= self.learn(experience, optimizer, step, dtype)
         next_kl = adapted(kl, metrics["kl"], c.kl_target, c.episodes, c.kl_horizon) if c.kl_target else kl
         history.seen.append({"step": step + 1, **metrics, "kl_weight": kl, "next_kl_weight": next_kl})
+        if self.tell is not None:
+            self.tell({"iteration": step + 1, "of": c.iterations, **metrics})
         return finite(-metrics["score"], step)
 
     def learn(self, experience: Experience, optimizer: Optimizer, step: int, dtype: torch.dtype) -> dict[str, float]:
@@ -372,13 +375,16 @@ def run(
     work = fresh_work(run, name, [dataclasses.asdict(config), start.hash, reward_artifact.hash])
     states = States(work / "states", actor, config.keep_every, config.iterations)
 
-    def keep(iteration: int, metrics: dict[str, Any]) -> None:
-        states(iteration, metrics)
-        if tell:
-            tell({"iteration": iteration, "of": config.iterations, **metrics})
-
     ppo = PPO(
-        model, reference, lambda drawn: score(judge, drawn.sequences, dtype), tokenizer, prompts, config, mix, keep
+        model,
+        reference,
+        lambda drawn: score(judge, drawn.sequences, dtype),
+        tokenizer,
+        prompts,
+        config,
+        mix,
+        states,
+        tell,
     )
     loop = LoopConfig(
         config.iterations, config.optim, config.precision, config.threads, config.checkpoint_seconds,

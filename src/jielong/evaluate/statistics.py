@@ -12,7 +12,7 @@ Interval = tuple[float, float, float]
 
 
 def bootstrap(
-    groups: Sequence[Sequence[int]], statistic: Callable[[np.ndarray], float], rounds: int = 1000, seed: int = 0
+    groups: Sequence[Sequence[int]], statistic: Callable[[np.ndarray], float], rounds: int = 600, seed: int = 0
 ) -> Interval:
     """`statistic` of all indices in `groups`, and the percentile interval when whole groups (prompts) are drawn anew, since
     answers to one prompt are no independent witnesses. Draws without a value (NaN) are left out."""

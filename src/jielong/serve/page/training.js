@@ -3,7 +3,7 @@ import { call, events } from "/page/api.js";
 import { chart } from "/page/chart.js";
 import { $, make } from "/page/dom.js";
 
-const STAGES = ["reward", "judge", "ppo", "evaluation", "promotion"];
+const STAGES = ["judge", "reward", "ppo", "evaluation"];
 const CURVES = ["score", "kl", "length", "repetition", "entropy"];
 let host = null; // { state, words, models, save(), refresh() → after asking which models there are }
 let seen = { state: "idle", events: [] }; // of the last training

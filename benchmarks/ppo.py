@@ -251,13 +251,13 @@ def main() -> None:
     print(
         f"{args.episodes} episodes, {args.prompt} + {args.answer} tokens, {args.epochs} passes; medians of {args.rounds}"
     )
-    print(f"{'':21}{'s/step':>8}" + "".join(f"{name:>10}" for name in PARTS) + f"{'peak GB':>10}{'jielong is':>14}")
+    print(f"{'':21}{'s/step':>8}" + "".join(f"{name:>10}" for name in PARTS) + f"{'peak GB':>10}{'TRL : jielong':>15}")
     for (side, precision), runs in found.items():
         ours = found["jielong", precision.split()[0]]
         ratio = statistics.median(r["step"] / o["step"] for r, o in zip(runs, ours, strict=True))
         medians = [statistics.median(r[name] for r in runs) for name in ("step", *PARTS, "peak_gb")]
         times = f"{medians[0]:8.2f}" + "".join(f"{m:10.2f}" for m in medians[1:])
-        print(f"{side:8}{precision:13}{times}" + (f"{ratio:12.2f} ×" if side == "trl" else ""))
+        print(f"{side:8}{precision:13}{times}" + (f"{ratio:15.2f}" if side == "trl" else ""))
 
 
 if __name__ == "__main__":

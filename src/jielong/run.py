@@ -160,6 +160,11 @@ class Run:
         cards = [p.parent for p in self.path.glob(f"*/{CARD}") if not p.parent.name.startswith(".")]
         return sorted((Artifact(p) for p in cards), key=lambda a: a.card.get("created", ""))
 
+    def newest(self, stem: str) -> Artifact | None:
+        """Of `stem`, `stem`-1, `stem`-2, … the last one there is."""
+        numbers = [int(p.parent.name.rpartition("-")[2]) for p in self.path.glob(f"{stem}-*/{CARD}") if p.parent.name.rpartition("-")[2].isdigit()]
+        return self.artifact(f"{stem}-{max(numbers)}" if numbers else stem)
+
     def need(self, name: str) -> Artifact:
         """The finished and undamaged artifact. Raises UserError that says which command makes it."""
         found = self.artifact(name)

@@ -284,7 +284,7 @@ class ServeConfig:
     feedback: str = ""
     """Where feedback is kept: a file, postgresql://…, or off; by default RUN/feedback.db, made with the first thumb."""
     reward: str = ""
-    """Artifact of the reward model behind POST /reward, or off; by default the run's reward, where there is one."""
+    """Artifact of the reward model behind POST /reward, or off; by default the run's newest one, if any."""
     improve: Path | None = None
     """Settings for training from the page, as in `jielong improve --settings`."""
     require_key: bool = False

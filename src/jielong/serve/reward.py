@@ -25,7 +25,7 @@ from jielong.train.loop import dtype_of
 MOST = 256  # answers in a request
 LONGEST = 2048  # tokens of a conversation with its answer: attention's memory grows with the square
 CHUNK = 512  # tokens that are scored between two steps of those who generate, unless one conversation is longer
-NONE = "This server has no reward model: the run has no artifact `reward`, or it was started with --reward off."
+NONE = "This server has no reward model: the run has none yet (`jielong improve` makes one), or it was started with --reward off."
 
 
 class Judged(Form):
@@ -106,7 +106,7 @@ def opener(name: str, run: Run, precision: str) -> Callable[[], RewardModel | No
         check(run.need(name))
 
     def load() -> RewardModel | None:
-        found = None if name == "off" else run.artifact(name or "reward")
+        found = None if name == "off" else run.artifact(name) if name else run.newest("reward")
         return RewardModel.load(found, precision) if found else None
 
     return load

@@ -22,7 +22,8 @@ SHORT = "The quick brown fox jumps over the lazy dog and then it goes home to sl
 def test_a_whole_life(life):
     run = Run(life)
     names = {a.name for a in run.artifacts()}
-    assert names == {"corpus", "tokenizer", "base", "sft", "control", "evaluation", "report"}
+    made = {"corpus", "tokenizer", "base", "sft", "control", "thumbs", "judge-1", "reward-1", "evaluation", "report"}
+    assert names == made  # the tiny model answers too badly for thumbs to teach anything: PPO is refused
     for artifact in run.artifacts():
         artifact.verify()
         for parent, stamp in artifact.card["parents"].items():

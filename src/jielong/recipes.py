@@ -161,8 +161,10 @@ OWN_BYTES_PER_SECOND = 300_000
 MEASURE_SECONDS = 6.0
 LESSON = 78  # tokens of a conversation, on average
 UPKEEP = 1.06  # batches and checkpoints: a training step in a run against one measured alone
-# thumbs, reward models, PPO and their examination: seconds, and tokens as dear as those of a pretraining step per answer of PPO
-IMPROVE, PER_ANSWER = 25.0, 420
+# thumbs, reward models, PPO and their examination: seconds; and, in tokens of a pretraining step, what the labels and the
+# comparison cost, and each answer of PPO
+IMPROVE, LABELS, PER_ANSWER = 15.0, 226_000, 375
+SHORT = 8.0  # minutes below which PPO practises half as long
 OBSERVATIONS = 10  # of the held-out documents while pretraining, each LOOK tokens forward, and a few samples
 LOOK, SAMPLES = 22_000, 0.3  # tokens; seconds
 
@@ -175,6 +177,8 @@ def fit_minutes(plan: Recipe, minutes: float, control: bool) -> Recipe:
     if minutes < 2:
         raise UserError("--minutes must be at least 2: reading, cleaning and examining take a minute.")
     default = plan.corpus.default
+    if minutes < SHORT:
+        plan = replace(plan, improve=replace(plan.improve, ppo=replace(plan.improve.ppo, iterations=4)))
     speed = flops_per_step(plan) / measure_step(plan)  # FLOP/s
 
     def sized(size: Size) -> Recipe:
@@ -224,7 +228,7 @@ def _steps_in(plan: Recipe, minutes: float, control: bool, step: float) -> tuple
         exam = EXAM + EXAM_PER_MILLION * count_parameters(model) / 1e6
         seconds -= PER_VARIANT * plan.corpus.variants + exam * (3 if control else 2)  # sft, ppo and the control
         practice = plan.improve.ppo
-        seconds -= IMPROVE + PER_ANSWER * practice.iterations * practice.episodes * per_token
+        seconds -= IMPROVE + (LABELS + PER_ANSWER * practice.iterations * practice.episodes) * per_token
         if control:  # it reads every lesson one and a half times, of LESSON tokens
             seconds -= 1.5 * LESSON * (c.lessons + tune.lessons) * per_token
     seconds -= sum(_size(p) for p in plan.corpus.text) / OWN_BYTES_PER_SECOND

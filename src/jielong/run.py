@@ -162,7 +162,11 @@ class Run:
 
     def newest(self, stem: str) -> Artifact | None:
         """Of `stem`, `stem`-1, `stem`-2, … the last one there is."""
-        numbers = [int(p.parent.name.rpartition("-")[2]) for p in self.path.glob(f"{stem}-*/{CARD}") if p.parent.name.rpartition("-")[2].isdigit()]
+        numbers = [
+            int(p.parent.name.rpartition("-")[2])
+            for p in self.path.glob(f"{stem}-*/{CARD}")
+            if p.parent.name.rpartition("-")[2].isdigit()
+        ]
         return self.artifact(f"{stem}-{max(numbers)}" if numbers else stem)
 
     def need(self, name: str) -> Artifact:

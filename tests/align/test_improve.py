@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -136,3 +140,38 @@ def test_simulated_thumbs_bear_their_name_and_come_once(life, tmp_path):
     from jielong.feedback.exchange import labels
 
     assert len(labels(store, tokenizer)[0]) == 40 and labels(store, tokenizer, people_only=True) == ([], [])
+
+
+def test_killed_and_continued_is_bit_equal(liked, tmp_path):
+    """kill -9 of `jielong improve` at moments of PPO, then the same command again: the same metrics and weights."""
+    changed = TRAINING | {"ppo": TRAINING["ppo"] | {"iterations": 6, "checkpoint_seconds": 0.0}}
+    (tmp_path / "settings.json").write_text(json.dumps(changed))
+
+    def copy(name: str) -> Run:
+        for part in ("corpus", "tokenizer", "base", "sft"):
+            shutil.copytree(liked.path / part, tmp_path / name / part)
+        press(Run(tmp_path / name), 240)
+        return Run(tmp_path / name)
+
+    def start(run: Run) -> subprocess.Popen:
+        command = [sys.executable, "-m", "jielong.cli", "improve", str(run.path), "--settings"]
+        return subprocess.Popen([*command, str(tmp_path / "settings.json")], stdout=subprocess.DEVNULL)
+
+    whole, cut = copy("whole"), copy("cut")
+    assert start(whole).wait(120) == 0
+    kills = 0
+    for step in (1, 3, 4):
+        process = start(cut)
+        until = time.time() + 60
+        while time.time() < until and process.poll() is None:
+            if (cut.path / ".ppo-1.work" / "checkpoints" / f"step-{step:08d}").exists():
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.wait(60)
+    assert kills == 3 and not (cut.path / "ppo-1").exists()
+    assert start(cut).wait(120) == 0
+    one, two = whole.need("ppo-1").card, cut.need("ppo-1").card
+    assert one["metrics"]["seen"] == two["metrics"]["seen"] and len(one["metrics"]["seen"]) == 6
+    assert one["files"] == two["files"] and one["metrics"]["picked"] == two["metrics"]["picked"]

@@ -30,9 +30,9 @@ def store(request, tmp_path):
         return
     url = request.getfixturevalue("postgres")[0]
     made = Store(url)
-    yield made
     with made.engine.begin() as connection:
         connection.execute(sa.text("TRUNCATE answer, event, erasure RESTART IDENTITY CASCADE"))
+    yield made
     made.engine.dispose()
 
 

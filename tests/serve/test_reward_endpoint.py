@@ -193,6 +193,11 @@ def test_without_a_model_and_with_a_wrong_one(tmp_path, model, tokenizer, judge)
         found = client.post("/reward", json=body).json()  # it is there now
         own = chat_ids(tokenizer, HI, "Hello!", True)
         assert found["rewards"] == pytest.approx(expected(judge, [own]), abs=1e-5) and found["model"] == "reward"
+    for number in (9, 10):  # `jielong improve` numbers them; the newest is taken, not the alphabetically last
+        with run.build(f"reward-{number}", kind="reward", config={}) as build:
+            judge.model.save(build.path)
+            tokenizer.save(build.path)
+    assert [opener(name, run, "fp32")().name for name in ("", "reward-9")] == ["reward-10", "reward-9"]
     for load in (None, opener("off", run, "fp32")):
         with TestClient(make_app([Served(Engine(model, tokenizer))], reward=load)) as client:
             assert client.post("/reward", json=body).status_code == 404

@@ -7,11 +7,11 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
@@ -53,7 +53,9 @@ class Recent:
             steps = [s for s in list(request.steps) if s.token_id >= 0]
             if not steps:
                 continue
-            settings = {k: v for k, v in asdict(request.sampling).items() if k != "processors"}
+            # not asdict, which would copy the processors too, and a grammar cannot be copied
+            settings = {f.name: getattr(request.sampling, f.name) for f in fields(request.sampling)}
+            settings.pop("processors")
             settings |= {"constrained": bool(request.sampling.processors), "begun": len(begun)}
             ids = [*begun, *(s.token_id for s in steps)]
             decode, ends = answer.engine.tokenizer.decode, answer.engine.tokenizer.ends
@@ -117,7 +119,7 @@ def add_feedback(app: FastAPI, recent: Recent, open_store: Callable[[], Store]) 
     async def stats() -> Response:
         return JSONResponse(await asyncio.to_thread(statistics, await store()))
 
-    @app.get("/feedback/export", response_class=PlainTextResponse)
+    @app.get("/feedback/export", response_class=Response, responses={200: {"content": {"application/jsonl": {}}}})
     async def take_out(format: str = FORMATS[0]) -> Response:
         rows = await asyncio.to_thread(lambda held: list(export(held, format)), await store())
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("test_golden", "test_losses", "test_details", "test_ppo", "test_reward", "test_distributed")
 SLOW = (
     "tests/align/test_ppo.py::test_converges_to_the_closed_form",
-    "tests/align/test_ppo.py::test_pretraining_mix_pulls_back",
     "tests/align/test_reward.py::test_learns_from_noisy_thumbs_of_strict_and_lenient_users",
     "tests/align/test_reward.py::test_bootstrap_covers",
 )
@@ -87,6 +86,8 @@ MUTATIONS = [
     Mutation("temperature not in the update", PPO, "hidden_before(actor, part.sequences, dtype), c.temperature)", "hidden_before(actor, part.sequences, dtype))"),
     Mutation("temperature not in any re-scoring", SCORING, "body.logits(hidden).float() / temperature", "body.logits(hidden).float()"),
     Mutation("k3 for k1 upside down", LOSSES, '"k3": torch.expm1(-k1) + k1', '"k3": torch.expm1(k1) - k1'),
+    Mutation("pretraining mix left out", PPO, "if self.mix is not None and c.ptx and train_actor:", "if False:"),
+    Mutation("weight of the pretraining mix ignored", PPO, "loss = c.ptx * self.mix(", "loss = self.mix("),
     # who is who
     Mutation("reference = actor", PPO, "reference = merged_copy(actor)", "reference = actor"),
     Mutation("critic shares the actor's weights", PPO, "model = ActorCritic(actor, Scored.load(reward_artifact.path))", "model = ActorCritic(actor, Scored(actor))"),

@@ -23,7 +23,8 @@ CONTROL_EPOCHS = 1.5  # as often as spark's pretraining reads its lessons
 
 
 def read_conversations(path: Path) -> list[list[dict[str, str]]]:
-    """JSONL with `messages`. Raises UserError that names the line."""
+    """JSONL with `messages`, or with `prompt` and `completion` as `jielong feedback export` writes demonstrations. Raises
+    UserError that names the line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -32,7 +33,8 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                messages = json.loads(line)["messages"]
+                row = json.loads(line)
+                messages = [*row["prompt"], *row["completion"]] if "completion" in row else row["messages"]
                 check_messages(messages)
             except (ValueError, KeyError, TypeError, UserError) as error:
                 raise UserError(f'{path}, line {number}: {error}. Each line needs {{"messages": [...]}}.') from error

@@ -136,6 +136,8 @@ def test_reward_of_nan_and_kl_explosion(model, tokenizer, prompts):
     nan = make_ppo(model, tokenizer, lambda d: torch.full((len(d.sequences),), float("nan")), prompts, max_tokens=3)
     with pytest.raises(UserError, match=r"reward of .* is nan"):
         one_iteration(nan)
+    with pytest.raises(UserError, match="minibatches must lie"):
+        make_ppo(model, tokenizer, by_length, prompts, episodes=4, minibatches=5)
     far = make_ppo(model, tokenizer, by_length, prompts, max_tokens=6, kl_limit=-1.0)
     with pytest.raises(Enough, match="KL reached"):
         one_iteration(far)

@@ -222,7 +222,7 @@ def test_there_and_back(tmp_path):
 def test_labels(tmp_path, tokenizer):
     thumbs, pairs = labels(filled(tmp_path), tokenizer)
     assert [(t.up, t.user) for t in thumbs] == [(True, "ann"), (False, "ann")]
-    assert len(pairs) == 1
+    assert len(pairs) == 2  # and the demonstration beside the answer that it was written for
     assert tokenizer.decode(pairs[0].chosen[:-1]) == "It is Paris." and pairs[0].chosen[-1] in tokenizer.ends
     # stored ids are taken as they are, unless they are another tokenizer's
     own = answer(text="Paris.")

@@ -55,7 +55,7 @@ def test_a_thumb_is_stored_with_what_ppo_needs(client, store, tokenizer):
     assert len(store.answers_of([answer["id"]])) == 1 and store.known(answer["id"])
 
 
-def test_streamed_further_and_continued_answers(client, store):
+def test_streamed_further_and_continued_answers(client, store, tokenizer):
     streamed = ask(client, stream=True, n=2)
     name = json.loads(streamed.text.split("\n\n")[0][6:])["id"]
     assert (
@@ -70,6 +70,10 @@ def test_streamed_further_and_continued_answers(client, store):
     assert [e.kind for e in store.current()] == ["compare", "teach", "thumb"]
     assert press(client, kind="undo", undoes=3).status_code == 201
     assert [e.kind for e in store.current()] == ["compare", "teach"]
+    # a comparison, and the demonstration as better than the answer that it was written for
+    _, (compared, taught) = labels(store, tokenizer)
+    assert tokenizer.decode(i for i in taught.chosen if i not in tokenizer.ends) == "Hello there!"
+    assert taught.rejected == compared.rejected and taught.chosen[-1] in tokenizer.ends
 
 
 @pytest.mark.parametrize(

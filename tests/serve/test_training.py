@@ -48,6 +48,17 @@ def test_train_switch_and_roll_back_under_load(run):
         try:
             assert client.post("/v1/improve", json={}).status_code == 202
             assert client.post("/v1/improve", json={}).status_code == 409
+            until = time.time() + 60
+            while time.time() < until and not any(
+                e["event"] == "stage" for e in client.get("/v1/improve").json()["events"]
+            ):
+                time.sleep(0.1)
+            client.post("/v1/improve/stop", json={})
+            while time.time() < until and client.get("/v1/improve").json()["state"] == "running":
+                time.sleep(0.1)
+            stopped = client.get("/v1/improve").json()
+            assert stopped["state"] == "failed" and "the same command continues" in stopped["events"][-1]["message"]
+            assert client.post("/v1/improve", json={}).status_code == 202
             told = []
             with client.stream("GET", "/v1/improve/events") as stream:
                 for line in stream.iter_lines():

@@ -127,6 +127,8 @@ class PPO:
         each iteration's metrics while the weights are those that its answers were drawn from, tell(metrics) after it."""
         if not prompts:
             raise UserError("PPO needs prompts; collect some conversations first.")
+        if not 1 <= config.minibatches <= config.episodes:
+            raise UserError(f"minibatches must lie between 1 and the number of episodes ({config.episodes}).")
         if config.temperature <= 0:
             raise UserError("temperature must be above 0: PPO learns from different answers.")
         self.model, self.reference, self.score = model, reference, score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -49,7 +50,8 @@ def export(store: Store, form: str) -> Iterator[Row]:
 
 
 def labels(store: Store, tokenizer: Tokenizer, people_only: bool = False) -> tuple[list[Thumb], list[Pair]]:
-    """What a reward model learns from; with `people_only` nothing that a simulated teacher pressed."""
+    """What a reward model learns from: thumbs, comparisons, and demonstrations as better than the answers that they were
+    written for; with `people_only` nothing that a simulated teacher pressed."""
     events = [e for e in store.current() if e.consent]
     answers = store.answers_of([i for e in events for i in (e.answer, e.other) if i])
     if people_only:
@@ -66,6 +68,9 @@ def labels(store: Store, tokenizer: Tokenizer, people_only: bool = False) -> tup
             rival = coded[e.other][2]
             better, worse = (ids, rival) if e.value == "answer" else (rival, ids)
             pairs.append(Pair(messages, prompt, better, worse, e.user))
+        elif e.kind == "teach" and e.text.strip() != answers[e.answer].text.strip():
+            taught = encoded(dataclasses.replace(answers[e.answer], text=e.text, answer_ids=[]), tokenizer)
+            pairs.append(Pair(messages, taught[1], taught[2], ids, e.user))  # better than what it was written for
     return thumbs, pairs
 
 

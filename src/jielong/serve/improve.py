@@ -25,6 +25,11 @@ from jielong.serve.schemas import Form
 LOOK = 0.3  # seconds between two looks at the journal
 QUIET = 300.0  # seconds after which a journal without an end belongs to a process that is gone
 ENDS = ("result", "error")
+# a server that was started in the background ignores SIGINT, and so would its training, which could not be stopped then
+COMMAND = """import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jielong.cli import main
+sys.exit(main(sys.argv[1:]))"""
 Event = dict[str, Any]
 
 
@@ -52,7 +57,7 @@ class Trainer:
         """Raises HTTPException 409 when a training runs."""
         if self.state(self.events()) == "running":
             raise HTTPException(409, "A training is running already.")
-        command = [sys.executable, "-m", "jielong.cli", "improve", str(self.run.path)]
+        command = [sys.executable, "-c", COMMAND, "improve", str(self.run.path)]
         command += ["--people-only"] if people_only else []
         command += ["--store", self.store] if self.store else []
         command += ["--settings", str(self.settings)] if self.settings else []

@@ -125,6 +125,8 @@ def one_seed(source: Run, seed: int, thumbs: int) -> dict[str, Any]:
 def interval(values: list[float]) -> str:
     """Mean and 95 % t-interval over seeds."""
     mean = float(np.mean(values))
+    if len(values) == 1:
+        return f"{mean:.3f} (one seed)"
     half = (
         T95.get(len(values), 2.3) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
         if len(values) > 1

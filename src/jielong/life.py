@@ -143,8 +143,9 @@ def _stages(config: RaiseConfig, plan: Recipe, run: Run) -> None:
         from jielong.align import simulate
         from jielong.evaluate import stage as evaluate
 
-        _stage(run, "thumbs", ["sft"], config.force, lambda: simulate.run(plan.thumbs, run))
-        _improve(config, plan, run)
+        if plan.thumbs.count:
+            _stage(run, "thumbs", ["sft"], config.force, lambda: simulate.run(plan.thumbs, run))
+            _improve(config, plan, run)
         exam = EvaluateConfig(control=config.control, seed=config.seed)
         parents = ["sft", *(["control"] if config.control else [])]
         if run.serving() != "sft":

@@ -164,7 +164,7 @@ UPKEEP = 1.06  # batches and checkpoints: a training step in a run against one m
 # thumbs, reward models, PPO and their examination: seconds; and, in tokens of a pretraining step, what the labels and the
 # comparison cost, and each answer of PPO
 IMPROVE, LABELS, PER_ANSWER = 15.0, 226_000, 375
-SHORT = 8.0  # minutes below which PPO practises half as long
+SHORT = 8.0  # minutes below which all time goes to reading: a model that answers badly teaches thumbs nothing
 OBSERVATIONS = 10  # of the held-out documents while pretraining, each LOOK tokens forward, and a few samples
 LOOK, SAMPLES = 22_000, 0.3  # tokens; seconds
 
@@ -178,7 +178,7 @@ def fit_minutes(plan: Recipe, minutes: float, control: bool) -> Recipe:
         raise UserError("--minutes must be at least 2: reading, cleaning and examining take a minute.")
     default = plan.corpus.default
     if minutes < SHORT:
-        plan = replace(plan, improve=replace(plan.improve, ppo=replace(plan.improve.ppo, iterations=4)))
+        plan = replace(plan, thumbs=replace(plan.thumbs, count=0))
     speed = flops_per_step(plan) / measure_step(plan)  # FLOP/s
 
     def sized(size: Size) -> Recipe:
@@ -226,9 +226,12 @@ def _steps_in(plan: Recipe, minutes: float, control: bool, step: float) -> tuple
     seconds = minutes * 60 - START
     if plan.corpus.default:
         exam = EXAM + EXAM_PER_MILLION * count_parameters(model) / 1e6
-        seconds -= PER_VARIANT * plan.corpus.variants + exam * (3 if control else 2)  # sft, ppo and the control
-        practice = plan.improve.ppo
-        seconds -= IMPROVE + (LABELS + PER_ANSWER * practice.iterations * practice.episodes) * per_token
+        seconds -= PER_VARIANT * plan.corpus.variants + exam * (
+            1 + bool(plan.thumbs.count) + control
+        )  # sft, ppo, control
+        if plan.thumbs.count:
+            practice = plan.improve.ppo
+            seconds -= IMPROVE + (LABELS + PER_ANSWER * practice.iterations * practice.episodes) * per_token
         if control:  # it reads every lesson one and a half times, of LESSON tokens
             seconds -= 1.5 * LESSON * (c.lessons + tune.lessons) * per_token
     seconds -= sum(_size(p) for p in plan.corpus.text) / OWN_BYTES_PER_SECOND

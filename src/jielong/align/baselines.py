@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from jielong.align.ppo import State, States, judged
+from jielong.align.ppo import State, States, judged, save_policy
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import (
     Answered,
@@ -30,10 +30,10 @@ from jielong.align.scoring import (
 from jielong.align.work import fresh_work
 from jielong.config import DirectConfig, GroupConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, load_model, save_model, write_shape
-from jielong.model.lora import add_lora, save_adapter
+from jielong.model.gpt import GPT, load_model
+from jielong.model.lora import add_lora
 from jielong.run import Artifact, Run
-from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
+from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import Enough, History, LoopConfig, dtype_of, repeat, use_threads
 from jielong.train.optim import Optimizer
 
@@ -213,12 +213,7 @@ def train_policy(
         kept = states.all()
         picked, why = choose(kept, actor) if choose else (kept[-1], {"rule": "the last state"})
         picked.load(actor)
-        if config.lora_rank:
-            save_adapter(actor, build.path, start)
-            write_shape(actor.config, build.path)
-        else:
-            save_model(actor, build.path)
-        copy_tokenizer(start.file("tokenizer.json"), build.path)
+        save_policy(actor, start, build.path)
         build.threads = config.threads
         build.metrics = {
             "parameters": actor.parameter_count(),

@@ -336,6 +336,16 @@ class States:
         return found
 
 
+def save_policy(actor: GPT, start: Artifact, folder: Path) -> None:
+    """The model, or its low-rank change beside the start it belongs to, and the tokenizer."""
+    if any(".lora." in name for name, _ in actor.named_parameters()):
+        save_adapter(actor, folder, start)
+        write_shape(actor.config, folder)
+    else:
+        save_model(actor, folder)
+    copy_tokenizer(start.file("tokenizer.json"), folder)
+
+
 def read_prompts(artifact: Artifact, tokenizer: Tokenizer, context: int, room: int) -> list[list[int]]:
     """The prompts that a reward model was trained with, as token ids that leave room for an answer."""
     messages = json.loads(artifact.file("prompts.json").read_text(encoding="utf-8"))
@@ -400,12 +410,7 @@ def run(
         kept = states.all()
         picked, why = choose(kept, actor) if choose else (kept[-1], {"rule": "the last state"})
         picked.load(actor)
-        if config.lora_rank:
-            save_adapter(actor, build.path, start)
-            write_shape(actor.config, build.path)
-        else:
-            save_model(actor, build.path)
-        copy_tokenizer(start.file("tokenizer.json"), build.path)
+        save_policy(actor, start, build.path)
         build.threads = config.threads
         build.metrics = {
             "parameters": actor.parameter_count(),

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from jielong.align.ppo import PPO, ActorCritic
-from jielong.align.scoring import Scored, merged_copy
+from jielong.align.scoring import Answered, Scored, hidden_before, log_softmax, merged_copy, parts, spread
 from jielong.config import ModelConfig, PPOConfig, adam
 from jielong.model.gpt import GPT
 
@@ -42,3 +45,18 @@ def make_ppo(model: GPT, tokenizer, score, prompts, **changes) -> PPO:
     config = PPOConfig(**{"precision": "fp32", "threads": 2, "optim": adam(1e-3), "kl": 0.05, "epochs": 4, **changes})
     critic = Scored(merged_copy(model).requires_grad_(True))
     return PPO(ActorCritic(model, critic), merged_copy(model), score, tokenizer, prompts, config)
+
+
+@torch.no_grad()
+def exact_kl(
+    policy: GPT, reference: GPT, sequences: Sequence[Answered], dtype: torch.dtype, temperature: float
+) -> Tensor:
+    """(N,) KL(π(·|prefix) ‖ π_ref(·|prefix)) over the whole vocabulary before every answer token."""
+    groups = parts([len(s) for s in sequences])
+    pieces = []
+    for group in groups:
+        own = [sequences[i] for i in group]
+        p = log_softmax(policy, hidden_before(policy, own, dtype), temperature)
+        q = log_softmax(reference, hidden_before(reference, own, dtype), temperature)
+        pieces.append((p.exp() * (p - q)).sum(-1))
+    return spread(sequences, groups, pieces)

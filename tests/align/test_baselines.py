@@ -9,14 +9,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest_align import Letters, letters_model
+from conftest_align import Letters, exact_kl, letters_model
 from test_ppo import distribution, every_answer
 
 from jielong.align import direct, groups
 from jielong.align.baselines import best_of_n, best_of_n_kl, candidates, compared
 from jielong.align.direct import Direct, Examples, check, dpo_loss, kto_loss, kto_weights, mismatched
 from jielong.align.groups import Groups, group_normalised, leave_one_out
-from jielong.align.ppo import exact_kl
 from jielong.align.rollout import rollout
 from jielong.align.scoring import (
     Answered,

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from conftest_align import Letters, letters_model, make_ppo
+from conftest_align import Letters, exact_kl, letters_model, make_ppo
 
 from jielong.align.losses import whiten
-from jielong.align.ppo import exact_kl, repetition
+from jielong.align.ppo import repetition
 from jielong.align.rollout import rollout
 from jielong.align.scoring import (
     Answered,

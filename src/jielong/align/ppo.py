@@ -47,7 +47,6 @@ from jielong.align.scoring import (
     merged_copy,
     parts,
     score,
-    spread,
 )
 from jielong.align.work import fresh_work
 from jielong.config import PPOConfig
@@ -277,21 +276,6 @@ def repetition(tokens: Sequence[int], size: int = 4) -> float:
     """Share of an answer's runs of `size` tokens that it has said before."""
     runs = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-@torch.no_grad()
-def exact_kl(
-    policy: GPT, reference: GPT, sequences: Sequence[Answered], dtype: torch.dtype, temperature: float
-) -> Tensor:
-    """(N,) KL(π(·|prefix) ‖ π_ref(·|prefix)) over the whole vocabulary before every answer token."""
-    groups = parts([len(s) for s in sequences])
-    pieces = []
-    for group in groups:
-        own = [sequences[i] for i in group]
-        p = log_softmax(policy, hidden_before(policy, own, dtype), temperature)
-        q = log_softmax(reference, hidden_before(reference, own, dtype), temperature)
-        pieces.append((p.exp() * (p - q)).sum(-1))
-    return spread(sequences, groups, pieces)
 
 
 @dataclass

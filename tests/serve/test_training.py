@@ -13,6 +13,7 @@ from people import TRAINING, press, served
 
 from jielong.config import ServeConfig
 from jielong.run import Run
+from jielong.serve import improve
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,32 @@ def test_train_switch_and_roll_back_under_load(run):
         assert not lost and len(answered) > 10
         refused = client.post("/v1/rollback", json={})
         assert refused.status_code == 400 and "no other model before it" in refused.json()["error"]["message"]
+
+
+def test_stop_is_repeated_until_it_is_heard(tmp_path, monkeypatch):
+    """An interrupt that is swallowed (inside a destructor, say) must not let a training go on that the user stopped."""
+    deaf = """import sys, time, pathlib, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+pathlib.Path("ready").touch()
+for _ in range(2):
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+sys.exit(130)"""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(improve, "COMMAND", deaf)
+    monkeypatch.setattr(improve, "AGAIN", 0.2)
+    trainer = improve.Trainer(Run(tmp_path))
+    trainer.start(people_only=False)
+    until = time.time() + 30
+    while time.time() < until and not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    trainer.stop()
+    while time.time() < until and trainer.alive:
+        time.sleep(0.05)
+    events = trainer.events()
+    assert trainer.state(events) == "failed" and events[-1]["message"] == "Stopped before it began."
 
 
 def test_what_goes_wrong_is_told(run, tmp_path):

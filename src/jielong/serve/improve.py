@@ -4,11 +4,13 @@ when the run serves another model the server changes to it between two requests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from jielong.serve.schemas import Form
 
 LOOK = 0.3  # seconds between two looks at the journal
 QUIET = 300.0  # seconds after which a journal without an end belongs to a process that is gone
+AGAIN = 5.0  # seconds after which a training that goes on is interrupted once more
 ENDS = ("result", "error")
 # a server that was started in the background ignores SIGINT, and so would its training, which could not be stopped then
 COMMAND = """import signal, sys
@@ -72,7 +75,14 @@ class Trainer:
     def stop(self) -> None:
         """End the training as Ctrl-C does; what it has learnt is kept."""
         if self.alive and self._child is not None:
-            self._child.send_signal(signal.SIGINT)
+            threading.Thread(target=self._interrupt, args=(self._child,), daemon=True).start()
+
+    def _interrupt(self, child: subprocess.Popen[bytes]) -> None:
+        # an interrupt that Python delivers inside a destructor or a library's bare `except` is lost: so it is repeated
+        while child.poll() is None and not self._told_its_end():
+            child.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(AGAIN)
 
     def close(self) -> None:
         """The server ends, and its training with it."""
@@ -83,8 +93,7 @@ class Trainer:
             except subprocess.TimeoutExpired:
                 self._child.kill()
 
-    def events(self) -> list[Event]:
-        """What the journal says so far, and how the process ended where it could not say so itself."""
+    def _told(self) -> list[Event]:
         try:
             lines = self.journal.read_text(encoding="utf-8").splitlines()
         except OSError:
@@ -95,13 +104,24 @@ class Trainer:
                 found.append(json.loads(line))
             except ValueError:
                 break  # half a line: the rest comes with the next look
-        ended = self._child is not None and not self.alive
+        return found
+
+    def _told_its_end(self) -> bool:
+        told = self._told()
+        return bool(told) and told[-1]["event"] in ENDS
+
+    def events(self) -> list[Event]:
+        """What the journal says so far, and how the process ended where it could not say so itself."""
+        ended = self._child is not None and not self.alive  # before the journal is read: it says nothing after its end
+        found = self._told()
         if ended and not (found and found[-1]["event"] in ENDS):
             found.append({"event": "error", "message": self._last_words()})
         return found
 
     def _last_words(self) -> str:
         code = self._child.returncode if self._child else 0
+        if code in (130, -signal.SIGINT):
+            return "Stopped before it began."
         log = (self.run.path / "improve.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return log[-1].removeprefix("jielong: ") if code == 2 and log else f"The training ended (exit code {code})."
 

@@ -16,7 +16,7 @@ from alignment import Exam, copy_of, reward_auc
 from jielong.align import direct, groups, ppo, reward, simulate
 from jielong.align.baselines import candidates, compared
 from jielong.align.contest import win_rate
-from jielong.align.ppo import State
+from jielong.align.policy import State
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import Answered, Scored, merged_copy, score
 from jielong.config import DirectConfig, GroupConfig, PPOConfig, RewardConfig, ThumbsConfig, adam

@@ -109,8 +109,8 @@ MUTATIONS = [
     Mutation("kept state one iteration late", PPO, "        if self.keep is not None:\n            self.keep(step, metrics)\n        metrics |= self.learn(experience, optimizer, step, dtype)\n", "        metrics |= self.learn(experience, optimizer, step, dtype)\n        if self.keep is not None:\n            self.keep(step, metrics)\n"),
     Mutation("no early end of the passes", PPO, 'if c.early_stop and passes[-1]["approx_kl"] > c.early_stop:', "if False:"),
     # Adam
-    Mutation("no bias correction of m", OPTIM, "value=-lr * root / (1 - c.beta1**self.updates))", "value=-lr * root)"),
-    Mutation("no bias correction of v", OPTIM, "root = (1 - c.beta2**self.updates) ** 0.5", "root = 1.0"),
+    Mutation("no bias correction of m", OPTIM, "value=-lr * root / (1 - c.beta1**updates))", "value=-lr * root)"),
+    Mutation("no bias correction of v", OPTIM, "root = (1 - c.beta2**updates) ** 0.5", "root = 1.0"),
     Mutation("ε of the other form", OPTIM, "eps = c.eps if c.tf_eps else c.eps * root", "eps = c.eps * root if c.tf_eps else c.eps"),
     Mutation("Adam's state not loaded", OPTIM, "            buffer.copy_(state[name])", "            pass"),
 ]  # fmt: skip

@@ -1,14 +1,31 @@
+"""Small models, and helpers that several test files of this room share."""
+
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jielong.align.ppo import PPO, ActorCritic
-from jielong.align.scoring import Answered, Scored, hidden_before, log_softmax, merged_copy, parts, spread
+from jielong.align.scoring import (
+    Answered,
+    Scored,
+    answer_tokens,
+    chosen,
+    hidden_before,
+    log_softmax,
+    merged_copy,
+    parts,
+    spread,
+)
 from jielong.config import ModelConfig, PPOConfig, adam
+from jielong.feedback.labels import Pair, Thumb
 from jielong.model.gpt import GPT
+
+FP32 = torch.float32
 
 
 class Letters:
@@ -60,3 +77,50 @@ def exact_kl(
         q = log_softmax(reference, hidden_before(reference, own, dtype), temperature)
         pieces.append((p.exp() * (p - q)).sum(-1))
     return spread(sequences, groups, pieces)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def by_length(drawn):
+    return torch.tensor([float(len(s.answer)) for s in drawn.sequences])
+
+
+def some_labels(count: int = 12, seed: int = 0) -> tuple[list[Thumb], list[Pair]]:
+    """Thumbs, two to a prompt by one user, and comparisons, with answers of different lengths."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(int(x) for x in rng.integers(20, 60, n))
+
+    thumbs, pairs = [], []
+    for n in range(count):
+        asked, prompt = (("user", f"question {n // 2}"),), (1, 2, 20 + n // 2)
+        thumbs.append(Thumb(asked, prompt, (*tokens(2 + n % 5), 4), n % 2 == 0, "ann"))
+        if n % 3 == 0:
+            pairs.append(Pair((("user", f"other {n}"),), (5, 6, 7 + n), tokens(3), (*tokens(5), 4), "bob"))
+    return thumbs, pairs
+
+
+def gradients_of(model) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def nudged(model, by: float = 0.02):
+    """A reference that is not the model: log-ratios are not 0."""
+    other = merged_copy(model)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * by)
+    return other
+
+
+def log_ratio(model, reference, sequence: Answered, temperature: float) -> torch.Tensor:
+    """The slow way, one answer at a time."""
+    total = torch.zeros(())
+    for sign, one in ((1, model), (-1, reference)):
+        table = log_softmax(one, hidden_before(one, [sequence], FP32), temperature)
+        total = total + sign * chosen(table, answer_tokens([sequence])).sum()
+    return total

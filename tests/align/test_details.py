@@ -14,7 +14,8 @@ from conftest_align import Letters, letters_model, make_ppo
 
 from jielong.align import ppo as ppo_module
 from jielong.align import reward as reward_module
-from jielong.align.ppo import PPO, State
+from jielong.align.policy import State
+from jielong.align.ppo import PPO
 from jielong.align.rollout import rollout
 from jielong.align.scoring import Answered, Scored, answer_logprobs, merged_copy, score
 from jielong.config import PPOConfig, RewardConfig, adam

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -200,6 +201,23 @@ def test_value_warmup_leaves_the_actor_alone(model, tokenizer, prompts):
     one_iteration(ppo)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert not torch.equal(ppo.model.critic.score.weight, critic)
+
+
+def test_the_actors_first_step_is_a_first_step(model, tokenizer, prompts):
+    """Adam corrects the actor's moments by the actor's own steps, whatever the critic did before: without an epsilon the
+    first step moves each weight by the learning rate."""
+    ppo = make_ppo(
+        model, tokenizer, by_length, prompts, episodes=8, epochs=1, max_tokens=8, value_warmup=2, iterations=3
+    )
+    ppo.config.optim = dataclasses.replace(ppo.config.optim, eps=1e-20, clip=0.0, cooldown=0.0)
+    optimizer, history = Optimizer(ppo.model, ppo.config.optim, FP32), History()
+    for step in range(2):
+        ppo(optimizer, step, FP32, history)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ppo(optimizer, 2, FP32, history)
+    moved = torch.cat([(p.detach() - before[n]).abs().flatten() for n, p in model.named_parameters()])
+    moved = moved[moved > 0]
+    assert len(moved) > 1000 and torch.allclose(moved, torch.tensor(ppo.config.optim.adam_lr), rtol=1e-2)
 
 
 def test_pretraining_mix_pulls_back(model, tokenizer, prompts):

@@ -1,19 +1,15 @@
-"""What PPO has to beat: best-of-n, which trains nothing, and the stage that DPO, KTO (direct.py), RLOO and GRPO (groups.py)
-share. They learn from the same feedback and end in the same kind of artifact."""
+"""What PPO has to beat without any training: best-of-n. And how far a policy has gone from its start."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jielong.align.ppo import State, States, judged, save_policy
+from jielong.align.ppo import judged
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import (
     Answered,
@@ -22,20 +18,14 @@ from jielong.align.scoring import (
     chosen,
     hidden_before,
     log_softmax,
-    merged_copy,
     parts,
     score,
     spread,
 )
-from jielong.align.work import fresh_work
-from jielong.config import DirectConfig, GroupConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, load_model
-from jielong.model.lora import add_lora
-from jielong.run import Artifact, Run
+from jielong.model.gpt import GPT
 from jielong.tokens.tokenizer import Tokenizer
-from jielong.train.loop import Enough, History, LoopConfig, dtype_of, repeat, use_threads
-from jielong.train.optim import Optimizer
+from jielong.train.loop import dtype_of
 
 # best-of-n
 
@@ -139,90 +129,3 @@ def compared(
             found.append(piece)
     logprobs, references, exact = (spread(sequences, groups, found) for found in pieces)
     return logprobs, references, exact
-
-
-# the stage
-
-
-Keep = Callable[[int, dict[str, Any]], None]
-"""(steps done, metrics) → the weights are kept, if it is their turn."""
-Choose = Callable[[list[State], GPT], tuple[State, dict[str, Any]]]
-"""Kept states → one of them, and why."""
-Tell = Callable[[dict[str, Any]], None]
-
-
-class Trainer(Protocol):
-    """What `train.loop.repeat` calls for each step, and what measures and keeps the state after the last one."""
-
-    def __call__(self, optimizer: Optimizer, step: int, dtype: torch.dtype, history: History) -> float: ...
-
-    def last(self, dtype: torch.dtype) -> None: ...
-
-
-Make = Callable[[GPT, GPT, Tokenizer, Keep], tuple[nn.Module, Trainer]]
-"""(actor, reference, tokenizer, keep) → what is trained, and its trainer."""
-
-
-def train_policy(
-    config: DirectConfig | GroupConfig,
-    run: Run,
-    name: str,
-    parents: Sequence[Artifact],
-    steps: int,
-    per_step: int,
-    make: Make,
-    also: Any = None,
-    choose: Choose | None = None,
-    tell: Tell | None = None,
-    metrics: dict[str, Any] | None = None,
-) -> Artifact:
-    """The stage around a trainer, as in ppo.run: the first of `parents` → a chat model of kind `config.method`.
-
-    `per_step` is how many answers a step learns from; `also` is what the result depends on beside config and parents;
-    `metrics` go into the card.
-    """
-    from jielong.train.bar import training_bar
-
-    start = parents[0]
-    config = dataclasses.replace(config, threads=use_threads(config.threads))
-    tokenizer = Tokenizer.load(start.file("tokenizer.json"))
-    actor = load_model(start.path)
-    reference = merged_copy(actor)
-    if config.lora_rank:
-        add_lora(actor, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)
-    work = fresh_work(run, name, [dataclasses.asdict(config), [p.hash for p in parents], also])
-    states = States(work / "states", actor, config.keep_every, steps)
-
-    def keep(step: int, found: dict[str, Any]) -> None:
-        states(step, found)
-        if tell:
-            tell({"iteration": step, "of": steps, **found})
-
-    model, trainer = make(actor, reference, tokenizer, keep)
-    loop = LoopConfig(
-        steps, config.optim, config.precision, config.threads, config.checkpoint_seconds, per_step, name, history=False
-    )
-    with run.build(name, kind=config.method, config=config, parents=list(parents), seed=config.seed) as build:
-        with training_bar(name, steps) as progress:
-            history = repeat(model, trainer, loop, work / "checkpoints", progress)
-        if not history.ended:
-            try:
-                trainer.last(dtype_of(config.precision))
-            except Enough as reason:
-                history.ended = str(reason)
-        kept = states.all()
-        picked, why = choose(kept, actor) if choose else (kept[-1], {"rule": "the last state"})
-        picked.load(actor)
-        save_policy(actor, start, build.path)
-        build.threads = config.threads
-        build.metrics = {
-            "parameters": actor.parameter_count(),
-            "iterations": len(history.seen),
-            "ended": history.ended,
-            **(metrics or {}),
-            "seen": history.seen,
-            "kept": [{"iteration": s.iteration, **s.metrics} for s in kept],
-            "picked": {"iteration": picked.iteration, **why},
-        }
-    shutil.rmtree(work, ignore_errors=True)
-    return build.artifact

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jielong.align.baselines import Choose, Keep, Tell, Trainer, compared, train_policy
+from jielong.align.baselines import compared
 from jielong.align.losses import per_answer
+from jielong.align.policy import Choose, Keep, Tell, Trainer, train_policy
 from jielong.align.ppo import repetition
 from jielong.align.reward import batch_of
 from jielong.align.rollout import key, rollout
@@ -293,5 +294,16 @@ def run(
     }
     also = repr((list(thumbs), list(pairs)))
     return train_policy(
-        config, run, name or config.method, [start], steps, config.rows, make, also, choose, tell, metrics
+        config,
+        run,
+        config.method,
+        name or config.method,
+        [start],
+        steps,
+        config.rows,
+        make,
+        also,
+        choose,
+        tell,
+        metrics,
     )

@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from jielong.align.baselines import Choose, Keep, Tell, Trainer, compared, train_policy
+from jielong.align.baselines import compared
 from jielong.align.losses import ends, kl_estimates, per_answer, policy_loss
-from jielong.align.ppo import PPO, ActorCritic, Experience, Score, judged, read_prompts
+from jielong.align.policy import Choose, Keep, Tell, Trainer, train_policy
+from jielong.align.ppo import PPO, ActorCritic, Experience, Score, judged, read_prompts, trusted
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import Scored, answer_tokens, chosen, hidden_before, log_softmax, score
-from jielong.config import GroupConfig, PPOConfig
+from jielong.config import GroupConfig, PPOConfig, RolloutConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
@@ -49,8 +50,7 @@ def group_normalised(rewards: Tensor) -> Tensor:
 
 def ppo_settings(config: GroupConfig) -> PPOConfig:
     """The settings that PPO's code reads; those of the critic stay at their defaults and do nothing."""
-    names = {f.name for f in dataclasses.fields(PPOConfig)} & {f.name for f in dataclasses.fields(GroupConfig)}
-    return PPOConfig(**{name: getattr(config, name) for name in names})
+    return PPOConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RolloutConfig)})
 
 
 class Alone(ActorCritic):
@@ -170,9 +170,7 @@ def run(
 ) -> Artifact:
     """The RLOO or GRPO stage → `name`, by default the method's. The rest as in ppo.run. Raises UserError when the reward
     model is not to be trusted."""
-    reward = run.need(config.reward)
-    if reward.card["metrics"].get("complaint"):
-        raise UserError(f"{config.method.upper()} must not follow {reward.path}: {reward.card['metrics']['complaint']}")
+    reward = trusted(run, config, config.method.upper())
     start = run.need(config.model or next(iter(reward.card["parents"])))
     dtype = dtype_of(config.precision)
     judge = Scored.load(reward.path).requires_grad_(False).eval()
@@ -185,14 +183,6 @@ def run(
         return groups.model, groups
 
     return train_policy(
-        config,
-        run,
-        name or config.method,
-        [start, reward],
-        config.iterations,
-        config.episodes,
-        make,
-        None,
-        choose,
-        tell,
-    )
+        config, run, config.method, name or config.method, [start, reward], config.iterations, config.episodes, make,
+        choose=choose, tell=tell,
+    )  # fmt: skip

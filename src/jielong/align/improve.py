@@ -20,6 +20,7 @@ from typing import Any
 from jielong.align import direct, groups, ppo, reward
 from jielong.align.contest import Contest
 from jielong.align.mix import pretraining_mix
+from jielong.align.policy import State
 from jielong.align.scoring import Scored
 from jielong.config import ImproveConfig, PPOConfig, RewardConfig, filled
 from jielong.corpus.documents import read_documents
@@ -203,7 +204,7 @@ def _learn(
     own = {"model": start.name, "reward": model.name, "seed": config.seed}
     ppo_config = dataclasses.replace(ppo_config, **own)
     group_config = dataclasses.replace(config.group, method="grpo" if config.method == "grpo" else "rloo", **own)
-    settings = ppo_config if config.method == "ppo" else groups.ppo_settings(group_config)
+    settings = ppo_config if config.method == "ppo" else group_config
     tokenizer, work = Tokenizer.load(start.file("tokenizer.json")), run.work(f"{name}-mix")
     mix = pretraining_mix(settings, run, tokenizer, load_model(start.path).config.context, work)
     try:
@@ -281,7 +282,7 @@ class Chooser:
         self.config, self.contest, self.judge, self.old, self.dtype = config, contest, judge, old, dtype
         self.before = contest.describe(old)
 
-    def __call__(self, states: list[ppo.State], actor: GPT) -> tuple[ppo.State, dict[str, Any]]:
+    def __call__(self, states: list[State], actor: GPT) -> tuple[State, dict[str, Any]]:
         curve, best = [], None
         for state in states:
             if state.iteration:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jielong.config import PPOConfig
+from jielong.config import RolloutConfig
 from jielong.corpus.documents import read_documents
 from jielong.model.gpt import GPT
 from jielong.pretrain import encode_documents, token_loss
@@ -22,7 +22,7 @@ MOST = 20_000  # documents; more than these no PPO reads
 Mix = Callable[[GPT, int, torch.dtype], Tensor]
 
 
-def pretraining_mix(config: PPOConfig, run: Run, tokenizer: Tokenizer, length: int, work: Path) -> Mix | None:
+def pretraining_mix(config: RolloutConfig, run: Run, tokenizer: Tokenizer, length: int, work: Path) -> Mix | None:
     """The mean loss per token of `ptx_rows` rows of the run's corpus at each optimizer step; None where `ptx` is 0 or the
     run has no corpus."""
     if not config.ptx or run.artifact("corpus") is None:

@@ -11,14 +11,10 @@ so that the update is that of one process with all the answers.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +29,7 @@ from jielong.align.losses import (
     value_loss,
     whiten,
 )
+from jielong.align.policy import Choose, Keep, Tell, Trainer, train_policy
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import (
     PART,
@@ -44,20 +41,17 @@ from jielong.align.scoring import (
     chosen,
     hidden_before,
     log_softmax,
-    merged_copy,
     parts,
     score,
 )
-from jielong.align.work import fresh_work
-from jielong.config import PPOConfig
+from jielong.config import PPOConfig, RolloutConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, load_model, save_model, write_shape
-from jielong.model.lora import add_lora, save_adapter, trained
+from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
 from jielong.tokens.chat import encode_chat, fit
-from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
+from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.group import gather, sum_gradients, total, world
-from jielong.train.loop import Enough, History, LoopConfig, dtype_of, finite, repeat, use_threads
+from jielong.train.loop import Enough, History, dtype_of, finite
 from jielong.train.optim import Optimizer
 
 Score = Callable[[Rollout], Tensor]
@@ -119,8 +113,8 @@ class PPO:
         prompts: Sequence[Sequence[int]],
         config: PPOConfig,
         mix: Callable[[GPT, int, torch.dtype], Tensor] | None = None,
-        keep: Callable[[int, dict[str, float]], None] | None = None,
-        tell: Callable[[dict[str, Any]], None] | None = None,
+        keep: Keep | None = None,
+        tell: Tell | None = None,
     ):
         """mix(actor, optimizer step, dtype) is the pretraining loss of PPO-ptx; keep(iterations done, metrics) is called with
         each iteration's metrics while the weights are those that its answers were drawn from, tell(metrics) after it."""
@@ -244,7 +238,7 @@ class PPO:
             loss = c.ptx * self.mix(self.model.actor, number, dtype) / world()[1]
             loss.backward()
         sums = total(sums)
-        sum_gradients(self.model.parameters())
+        sum_gradients((self.model if train_actor else self.model.critic).parameters())
         if float(sums[5]) / count > c.most_ratio or not math.isfinite(float(sums[1:].sum())):
             optimizer.skip()
             sums[7] = count
@@ -257,12 +251,13 @@ class PPO:
     ) -> tuple[Tensor, Tensor]:
         """The loss of some answers as their share of a minibatch of `count` tokens, and sums for the metrics."""
         c, actor, critic = self.config, self.model.actor, self.model.critic
-        table = log_softmax(actor, hidden_before(actor, part.sequences, dtype), c.temperature)  # (N, V)
+        with torch.set_grad_enabled(train_actor):
+            table = log_softmax(actor, hidden_before(actor, part.sequences, dtype), c.temperature)  # (N, V)
         new = chosen(table, answer_tokens(part.sequences))
         policy, clipped = policy_loss(new, part.logprobs, part.advantages, c.clip)
         values = critic.read(hidden_before(critic.body, part.sequences, dtype))
         value = value_loss(values, part.values, part.returns, c.value_clip)
-        loss = ((policy if train_actor else 0 * policy) + c.value_weight * value) / count
+        loss = (policy + c.value_weight * value) / count
         with torch.no_grad():
             log_ratio = new - part.logprobs
             entropy = -(table.exp() * table).sum()
@@ -271,6 +266,11 @@ class PPO:
             sums = torch.stack([t.detach().double() for t in told])
         return loss, sums
 
+    def last(self, dtype: torch.dtype) -> None:
+        """Keep the state after the last iteration."""
+        if self.keep is not None:
+            self.keep(self.config.iterations, {})
+
 
 def repetition(tokens: Sequence[int], size: int = 4) -> float:
     """Share of an answer's runs of `size` tokens that it has said before."""
@@ -278,56 +278,12 @@ def repetition(tokens: Sequence[int], size: int = 4) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-@dataclass
-class State:
-    """A kept state of the actor: its weights in `file`, what was measured with it, after so many iterations."""
-
-    iteration: int
-    file: Path
-    metrics: dict[str, Any]
-
-    def load(self, actor: GPT) -> None:
-        from safetensors.torch import load_file
-
-        actor.load_state_dict(load_file(self.file), strict=False)
-
-
-class States:
-    """The kept states of a training, in a folder of its own."""
-
-    def __init__(self, folder: Path, actor: GPT, every: int, last: int):
-        self.folder, self.actor, self.every, self.last = folder, actor, every, last
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, iteration: int, metrics: dict[str, Any]) -> None:
-        """Keep the weights, if it is their turn."""
-        if iteration % self.every and iteration != self.last:
-            return
-        from safetensors.torch import save_file
-
-        beside = self.folder / ".partial"
-        save_file({k: v.contiguous() for k, v in trained(self.actor).items()}, beside)
-        beside.rename(self.folder / f"{iteration:06d}.safetensors")
-        (self.folder / f"{iteration:06d}.json").write_text(json.dumps(metrics))
-
-    def all(self) -> list[State]:
-        """Ascending; the one of iteration 0 is the start itself."""
-        found = []
-        for file in sorted(self.folder.glob("*.safetensors")):
-            described = file.with_suffix(".json")
-            metrics = json.loads(described.read_text()) if described.exists() else {}
-            found.append(State(int(file.stem), file, metrics))
-        return found
-
-
-def save_policy(actor: GPT, start: Artifact, folder: Path) -> None:
-    """The model, or its low-rank change beside the start it belongs to, and the tokenizer."""
-    if any(".lora." in name for name, _ in actor.named_parameters()):
-        save_adapter(actor, folder, start)
-        write_shape(actor.config, folder)
-    else:
-        save_model(actor, folder)
-    copy_tokenizer(start.file("tokenizer.json"), folder)
+def trusted(run: Run, config: RolloutConfig, method: str) -> Artifact:
+    """The reward model. Raises UserError when it is not to be trusted."""
+    reward = run.need(config.reward)
+    if complaint := reward.card["metrics"].get("complaint"):
+        raise UserError(f"{method} must not follow {reward.path}: {complaint}")
+    return reward
 
 
 def read_prompts(artifact: Artifact, tokenizer: Tokenizer, context: int, room: int) -> list[list[int]]:
@@ -346,62 +302,26 @@ def run(
     config: PPOConfig,
     run: Run,
     name: str = "ppo",
-    choose: Callable[[list[State], GPT], tuple[State, dict[str, Any]]] | None = None,
-    tell: Callable[[dict[str, Any]], None] | None = None,
+    choose: Choose | None = None,
+    tell: Tell | None = None,
     mix: Callable[[GPT, int, torch.dtype], Tensor] | None = None,
 ) -> Artifact:
     """The PPO stage. `choose` picks one of the kept states and says why (the last one without it); `tell` is called with
     every iteration's metrics. Raises UserError when the reward model is not to be trusted."""
-    from jielong.train.bar import training_bar
-
-    reward_artifact = run.need(config.reward)
-    if reward_artifact.card["metrics"].get("complaint"):
-        raise UserError(f"PPO must not follow {reward_artifact.path}: {reward_artifact.card['metrics']['complaint']}")
-    start = run.need(config.model or next(iter(reward_artifact.card["parents"])))
-    config = dataclasses.replace(config, threads=use_threads(config.threads))
+    reward = trusted(run, config, "PPO")
+    start = run.need(config.model or next(iter(reward.card["parents"])))
     dtype = dtype_of(config.precision)
-    tokenizer = Tokenizer.load(start.file("tokenizer.json"))
-    actor = load_model(start.path)
-    reference = merged_copy(actor)
-    if config.lora_rank:
-        add_lora(actor, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)
-    judge = Scored.load(reward_artifact.path).requires_grad_(False).eval()
-    model = ActorCritic(actor, Scored.load(reward_artifact.path))
-    prompts = read_prompts(reward_artifact, tokenizer, actor.config.context, config.max_tokens)
-    work = fresh_work(run, name, [dataclasses.asdict(config), start.hash, reward_artifact.hash])
-    states = States(work / "states", actor, config.keep_every, config.iterations)
+    judge = Scored.load(reward.path).requires_grad_(False).eval()
 
-    ppo = PPO(
-        model,
-        reference,
-        lambda drawn: score(judge, drawn.sequences, dtype),
-        tokenizer,
-        prompts,
-        config,
-        mix,
-        states,
-        tell,
+    def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep) -> tuple[nn.Module, Trainer]:
+        model = ActorCritic(actor, Scored.load(reward.path))
+        prompts = read_prompts(reward, tokenizer, actor.config.context, config.max_tokens)
+
+        def scores(drawn: Rollout) -> Tensor:
+            return score(judge, drawn.sequences, dtype)
+
+        return model, PPO(model, reference, scores, tokenizer, prompts, config, mix, keep, tell)
+
+    return train_policy(
+        config, run, "ppo", name, [start, reward], config.iterations, config.episodes, make, choose=choose
     )
-    loop = LoopConfig(
-        config.iterations, config.optim, config.precision, config.threads, config.checkpoint_seconds,
-        config.episodes, name, history=False,
-    )  # fmt: skip
-    with run.build(name, kind="ppo", config=config, parents=[start, reward_artifact], seed=config.seed) as build:
-        with training_bar(name, config.iterations) as progress:
-            history = repeat(model, ppo, loop, work / "checkpoints", progress)
-        if not history.ended:
-            states(config.iterations, {})
-        kept = states.all()
-        picked, why = choose(kept, actor) if choose else (kept[-1], {"rule": "the last state"})
-        picked.load(actor)
-        save_policy(actor, start, build.path)
-        build.threads = config.threads
-        build.metrics = {
-            "parameters": actor.parameter_count(),
-            "iterations": len(history.seen),
-            "ended": history.ended,
-            "seen": history.seen,
-            "picked": {"iteration": picked.iteration, **why},
-        }
-    shutil.rmtree(work, ignore_errors=True)
-    return build.artifact

@@ -11,6 +11,7 @@ from jielong.config.feedback import (
     PPOConfig,
     RewardConfig,
     RollbackConfig,
+    RolloutConfig,
     ThumbsConfig,
     adam,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "ReportConfig",
     "RewardConfig",
     "RollbackConfig",
+    "RolloutConfig",
     "ServeConfig",
     "ThumbsConfig",
     "TokenizerConfig",

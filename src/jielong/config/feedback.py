@@ -66,8 +66,8 @@ class RewardConfig:
 
 
 @dataclass
-class PPOConfig:
-    """A model + a reward model → a model whose answers earn more reward (Schulman et al. 2017, Ziegler et al. 2019)."""
+class RolloutConfig:
+    """What every method sets that draws answers and follows a reward model."""
 
     model: str = ""
     """Artifact to start from, which is also the reference; by default the one that the reward model started from."""
@@ -97,24 +97,12 @@ class PPOConfig:
     """Answers in which an adaptive weight moves by its own size at most."""
     kl_limit: float = 60.0
     """Nats per answer at which training stops and the best state is kept."""
-    gamma: float = 1.0
-    """Discount of later rewards."""
-    lam: float = 0.95
-    """λ of the generalised advantages."""
     clip: float = 0.2
     """How far from 1 the ratio of new to old probability counts."""
-    value_clip: float = 0.2
-    """How far a value may move from its old one before its error stops counting."""
-    value_weight: float = 0.1
-    """Weight of the critic's loss."""
-    whiten_rewards: bool = False
-    """Divide the rewards by their standard deviation, too."""
     early_stop: float = 0.0
     """Approximate KL to the old policy at which the passes of an iteration end; 0 = never."""
     most_ratio: float = 10.0
     """Mean ratio at which a minibatch is left out."""
-    value_warmup: int = 0
-    """Iterations at the start in which only the critic learns."""
     ptx: float = 1.0
     """Weight of the pretraining loss that is mixed in where the run has a corpus (PPO-ptx, Ouyang et al. 2022), so that
     knowledge stays; 0 = none."""
@@ -134,6 +122,24 @@ class PPOConfig:
     """Longest time between two checkpoints."""
     seed: int = 1
     """Seed of prompts, draws and order."""
+
+
+@dataclass
+class PPOConfig(RolloutConfig):
+    """A model + a reward model → a model whose answers earn more reward (Schulman et al. 2017, Ziegler et al. 2019)."""
+
+    gamma: float = 1.0
+    """Discount of later rewards."""
+    lam: float = 0.95
+    """λ of the generalised advantages."""
+    value_clip: float = 0.2
+    """How far a value may move from its old one before its error stops counting."""
+    value_weight: float = 0.1
+    """Weight of the critic's loss."""
+    value_warmup: int = 0
+    """Iterations at the start in which only the critic learns."""
+    whiten_rewards: bool = False
+    """Divide the rewards by their standard deviation, too."""
 
 
 @dataclass
@@ -183,67 +189,15 @@ class DirectConfig:
 
 
 @dataclass
-class GroupConfig:
+class GroupConfig(RolloutConfig):
     """A model + a reward model → a model whose answers earn more reward, without a critic: an answer is compared with
-    others to the same prompt (RLOO: Ahmadian et al. 2024; GRPO: Shao et al. 2024). Settings are those of PPO."""
+    others to the same prompt (RLOO: Ahmadian et al. 2024; GRPO: Shao et al. 2024)."""
 
-    model: str = ""
-    """Artifact to start from, which is also the reference; by default the one that the reward model started from."""
-    reward: str = "reward"
-    """Artifact of the reward model."""
     method: Literal["rloo", "grpo"] = "rloo"
     """rloo: reward minus the mean of the others', KL in the reward, one ratio per answer; grpo: reward minus the mean, over
     the standard deviation, KL in the loss, one ratio per token."""
-    optim: OptimConfig = field(default_factory=lambda: adam(1.5e-4))
-    """Optimizer and schedule."""
-    iterations: int = 8
-    """Times that answers are drawn and learnt from."""
-    episodes: int = 96
-    """Answers per iteration."""
     answers: int = 4
     """Answers per prompt."""
-    epochs: int = 2
-    """Passes over the answers of an iteration."""
-    minibatches: int = 1
-    """Optimizer steps per pass."""
-    temperature: float = 0.7
-    """Of the answers; every log-probability is that of this distribution."""
-    max_tokens: int = 96
-    """Longest answer."""
-    missing_end: float | None = -1.0
-    """Score of an answer that did not end by itself; None = what the reward model says."""
-    kl: float = 0.1
-    """Weight of the penalty on log π/π_ref: rloo in the reward, grpo in the loss."""
-    kl_target: float = 0.0
-    """Nats per answer that the weight adapts to; 0 = the weight is fixed."""
-    kl_horizon: float = 10_000.0
-    """Answers in which an adaptive weight moves by its own size at most."""
-    kl_limit: float = 60.0
-    """Nats per answer at which training stops and the best state is kept."""
-    clip: float = 0.2
-    """How far from 1 the ratio of new to old probability counts."""
-    early_stop: float = 0.0
-    """Approximate KL to the old policy at which the passes of an iteration end; 0 = never."""
-    most_ratio: float = 10.0
-    """Mean ratio at which a minibatch is left out."""
-    ptx: float = 1.0
-    """Weight of the pretraining loss that is mixed in, as in PPO-ptx."""
-    ptx_rows: int = 4
-    """Rows of pretraining text per optimizer step."""
-    lora_rank: int = 0
-    """Train only a low-rank change of this rank; 0 = all weights."""
-    lora_alpha: float = 0.0
-    """Scale of the change times the rank; 0 = twice the rank."""
-    keep_every: int = 2
-    """Iterations between two kept states, from which the best is chosen."""
-    precision: str = "auto"
-    """auto, bf16 or fp32."""
-    threads: int = 0
-    """CPU threads; 0 = all cores."""
-    checkpoint_seconds: float = 30.0
-    """Longest time between two checkpoints."""
-    seed: int = 1
-    """Seed of prompts, draws and order."""
 
 
 @dataclass

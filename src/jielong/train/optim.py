@@ -49,22 +49,21 @@ class Optimizer:
         for name, p in self.adam:
             self.buffers[f"{name}.m"] = torch.zeros_like(p)
             self.buffers[f"{name}.v"] = torch.zeros_like(p)
-        self.updates = 0
+        # how often each has been updated: its moments are corrected by its own count, as some begin later than others
+        self.buffers["updates"] = torch.zeros(len(self.adam), dtype=torch.int64)
 
     def state(self) -> dict[str, Tensor]:
-        return {**self.buffers, "updates": torch.tensor(self.updates)}
+        return dict(self.buffers)
 
     def load(self, state: dict[str, Tensor]) -> None:
         for name, buffer in self.buffers.items():
             buffer.copy_(state[name])
-        self.updates = int(state["updates"])
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
         """One update at `progress` in [0, 1]; gradients are cleared."""
         c = self.config
         factor = learning_rate(progress, c)
-        self.updates += 1
         if c.clip:
             params = [p for g in self.groups.values() for _, p in g] + [p for _, p in self.adam]
             nn.utils.clip_grad_norm_(params, c.clip)
@@ -77,19 +76,23 @@ class Optimizer:
             lr = c.muon_lr * factor * max(1.0, shape[0] / shape[1]) ** 0.5
             for (_, p), u in zip(members, update, strict=True):
                 p.mul_(1 - lr * c.weight_decay).add_(u, alpha=-lr)
-        for name, p in self.adam:
+        counts = self.buffers["updates"]
+        counts += torch.tensor([p.grad is not None for _, p in self.adam])
+        for (name, p), updates in zip(self.adam, counts.tolist(), strict=True):
             lr = (c.scalar_lr if p.ndim == 1 else c.adam_lr) * factor
             m, v = self.buffers[f"{name}.m"], self.buffers[f"{name}.v"]
             grad = p.grad
-            if grad is None:  # not part of the loss: the output matrix of a model that only scores
+            if (
+                grad is None
+            ):  # not part of the loss: the output matrix of a model that only scores, the actor while the critic warms up
                 continue
             m.lerp_(grad, 1 - c.beta1)
             v.mul_(c.beta2).addcmul_(grad, grad, value=1 - c.beta2)
-            root = (1 - c.beta2**self.updates) ** 0.5
+            root = (1 - c.beta2**updates) ** 0.5
             eps = c.eps if c.tf_eps else c.eps * root  # PyTorch's form adds it to the corrected root of v
             if p.ndim == 2:
                 p.mul_(1 - lr * c.weight_decay)
-            p.addcdiv_(m, v.sqrt().add_(eps), value=-lr * root / (1 - c.beta1**self.updates))
+            p.addcdiv_(m, v.sqrt().add_(eps), value=-lr * root / (1 - c.beta1**updates))
         self.skip()
 
     def skip(self) -> None:

@@ -177,9 +177,12 @@ def other(args: argparse.Namespace) -> None:
             last = interval([f[name][-1]["win"] for f in found]), interval([f[name][-1]["kl"] for f in found])
             print(f"{name:10}", *cells, "at the end", *last)
     elif args.part == "far":
-        for n, point in enumerate(found[0]):
-            told = {k: interval([f[n][k] for f in found if n < len(f)]) for k in ("kl", "proxy", "gold", "win")}
+        for n, point in enumerate(found[0][:-1]):
+            told = {k: interval([f[n][k] for f in found]) for k in ("kl", "proxy", "gold", "win", "judge")}
             print(point["iteration"], told)
+        peaks, chosen = [max(p["win"] for p in f[:-1]) for f in found], [f[-1]["win"] for f in found]
+        print("teacher's win rate at its peak", interval(peaks), "and where promotion stopped", interval(chosen))
+        print("points lost", interval([100 * (a - b) for a, b in zip(peaks, chosen, strict=True)]))
     elif args.part == "labels":
         print({k: interval([f[k] for f in found]) for k in found[0]})
     else:

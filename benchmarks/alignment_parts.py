@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import random
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from alignment import Exam, copy_of, reward_auc
 
-from jielong.align import direct, groups, ppo, reward, simulate
+from jielong.align import direct, groups, improve, ppo, reward, simulate
 from jielong.align.baselines import candidates, compared
 from jielong.align.contest import win_rate
 from jielong.align.policy import State
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import Answered, Scored, merged_copy, score
-from jielong.config import DirectConfig, GroupConfig, PPOConfig, RewardConfig, ThumbsConfig, adam
+from jielong.config import DirectConfig, GroupConfig, ImproveConfig, PPOConfig, RewardConfig, ThumbsConfig, adam
 from jielong.feedback.exchange import labels
 from jielong.feedback.labels import Pair, Thumb
 from jielong.feedback.stage import store_of
@@ -118,19 +118,30 @@ def methods(source: Run, folder: Path, seed: int) -> dict[str, list[dict[str, fl
     return found
 
 
-def overoptimised(source: Run, folder: Path, seed: int) -> list[dict[str, float]]:
-    """PPO far beyond what is sensible: no KL penalty, no text mixed in, many iterations, from 100 thumbs only."""
-    run, _, _ = prepared(source, folder, seed, 100)
-    frontier, points = Frontier(run, Exam(run, 1000 + seed)), []
-    config = PPOConfig(
-        model="sft", reward="reward-1", kl=0.0, ptx=0.0, iterations=40, optim=dataclasses.replace(adam(3e-4), cooldown=0.0),
-        keep_every=4, kl_limit=1e9, seed=seed,
-    )  # fmt: skip
-    card = run.artifact("reward-1")
-    assert card is not None
-    card.card["metrics"]["complaint"] = ""  # so few thumbs prove nothing; that is what is to be shown
-    (card.path / "card.json").write_text(json.dumps(card.card))
-    ppo.run(config, run, "ppo-far", frontier.chooser(points))
+def overoptimised(source: Run, folder: Path, seed: int, count: int = 300) -> list[dict[str, float]]:
+    """`jielong improve` far beyond what is sensible: no KL penalty, no text mixed in, twice the learning rate, five times as many
+    iterations. At every kept state the reward model's mean, the teacher's, and the judge's win rate; the last point is the state
+    that was promoted (or, where none was, the start)."""
+    run = copy_of(source, folder)
+    simulate.run(ThumbsConfig(count=count, seed=run.need("sft").card["seed"], draw=seed), run)
+    exam, points = Exam(run, 1000 + seed), []
+
+    class Watched(improve.Chooser):
+        def __call__(self, states: list[State], actor: GPT) -> tuple[State, dict[str, Any]]:
+            Frontier(run, exam).chooser(points)(states, actor)
+            state, why = super().__call__(states, actor)
+            for point, judged in zip(points, why["curve"], strict=True):
+                point["judge"] = judged["win_rate"][0]
+            points.append(points[states.index(state)] | {"chosen": 1.0})
+            return state, why
+
+    far = PPOConfig(
+        kl=0.0, ptx=0.0, iterations=40, optim=dataclasses.replace(adam(3e-4), cooldown=0.0), keep_every=4, kl_limit=1e9
+    )
+    with mock.patch.object(improve, "Chooser", Watched):
+        made = improve.run(ImproveConfig(run=run.path, seed=seed, ppo=far), run)
+    if not made.card["metrics"]["promoted"]:
+        points[-1] = points[0] | {"chosen": 0.0}
     return points
 
 

@@ -19,6 +19,7 @@ from jielong.config import (
     ImportConfig,
     ImproveConfig,
     KeyConfig,
+    PlanConfig,
     PretrainConfig,
     RaiseConfig,
     ReportConfig,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "improve": (ImproveConfig, "feedback → reward model → PPO → a better model, if it proves so"),
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
+    "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "key": (KeyConfig, "an API key, for serving to others"),
     "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
@@ -53,6 +55,7 @@ WITH_RUN = {
     "serve",
     "import",
     "export",
+    "plan",
     "key",
     "feedback",
     "improve",
@@ -128,6 +131,10 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.serve.keys import make_key
 
         print(make_key(config.keys, config.name))
+    elif name == "plan":
+        from jielong.scale.plan import run as plan
+
+        plan(config)
     elif name == "feedback":
         from jielong.feedback.stage import run as feedback
 

@@ -15,6 +15,7 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
+from jielong.config.scale import PlanConfig
 from jielong.config.stages import (
     DEFAULT_RUN,
     ChatConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PPOConfig",
+    "PlanConfig",
     "PretrainConfig",
     "RaiseConfig",
     "ReportConfig",

@@ -43,6 +43,7 @@ class Mutation:
 
 
 LOSSES, PPO, SCORING, ROLLOUT = "align/losses.py", "align/ppo.py", "align/scoring.py", "align/rollout.py"
+POLICY = "align/policy.py"
 REWARD, OPTIM = "align/reward.py", "train/optim.py"
 
 MUTATIONS = [
@@ -89,12 +90,12 @@ MUTATIONS = [
     Mutation("pretraining mix left out", PPO, "if self.mix is not None and c.ptx and train_actor:", "if False:"),
     Mutation("weight of the pretraining mix ignored", PPO, "loss = c.ptx * self.mix(", "loss = self.mix("),
     # who is who
-    Mutation("reference = actor", PPO, "reference = merged_copy(actor)", "reference = actor"),
-    Mutation("critic shares the actor's weights", PPO, "model = ActorCritic(actor, Scored.load(reward_artifact.path))", "model = ActorCritic(actor, Scored(actor))"),
-    Mutation("critic does not start from the reward model", PPO, "model = ActorCritic(actor, Scored.load(reward_artifact.path))", "model = ActorCritic(actor, Scored(merged_copy(actor).requires_grad_(True)))"),
-    Mutation("judge = critic", PPO, "lambda drawn: score(judge, drawn.sequences, dtype)", "lambda drawn: score(model.critic, drawn.sequences, dtype)"),
+    Mutation("reference = actor", POLICY, "reference = merged_copy(actor)", "reference = actor"),
+    Mutation("critic shares the actor's weights", PPO, "model = ActorCritic(actor, Scored.load(reward.path))", "model = ActorCritic(actor, Scored(actor))"),
+    Mutation("critic does not start from the reward model", PPO, "model = ActorCritic(actor, Scored.load(reward.path))", "model = ActorCritic(actor, Scored(__import__('copy').deepcopy(reference).requires_grad_(True)))"),
+    Mutation("judge = critic", PPO, "return score(judge, drawn.sequences, dtype)", "return score(model.critic, drawn.sequences, dtype)"),
     Mutation("LoRA not rolled out", SCORING, "+= layer.scale * (layer.b @ layer.a).detach()", "+= 0.0"),
-    Mutation("actor learns in the critic's warm-up", PPO, "(policy if train_actor else 0 * policy)", "policy"),
+    Mutation("actor learns in the critic's warm-up", PPO, "torch.set_grad_enabled(train_actor)", "torch.set_grad_enabled(True)"),
     # the update and its loop
     Mutation("seeds by place in the batch", PPO, 'seeds.append(key(c.seed, "draw", n))', 'seeds.append(key(c.seed, "draw", len(seeds)))'),
     Mutation("seeds by process", PPO, 'seeds.append(key(c.seed, "draw", n))', 'seeds.append(key(c.seed, "draw", n, size))'),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest_align import Letters, letters_model, make_ppo
 
+from jielong.align import policy
 from jielong.align import ppo as ppo_module
 from jielong.align import reward as reward_module
 from jielong.align.policy import State
@@ -87,8 +88,8 @@ def test_actor_critic_reference_and_judge_are_four_models(grown, monkeypatch):
         at_first.update({n: p.detach().clone() for n, p in model.critic.named_parameters()})
         return repeat(model, ppo, *rest)
 
-    repeat = ppo_module.repeat
-    monkeypatch.setattr(ppo_module, "repeat", spy)
+    repeat = policy.repeat
+    monkeypatch.setattr(policy, "repeat", spy)
     told: list[dict] = []
     made = ppo_module.run(dataclasses.replace(SETTINGS, missing_end=None), grown, tell=told.append)
     ppo = seen[0]

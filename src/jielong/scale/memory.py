@@ -49,11 +49,12 @@ def sizes(config: ModelConfig) -> Sizes:
 def saved_by_block(config: ModelConfig, rows: int, length: int, tensor: int = 1) -> int:
     """Bytes that one block keeps for its backward pass, of `rows` × `length` tokens, its input among them, its weights not.
     With `tensor` GPUs per matrix each has its share of the heads and of the feed-forward network."""
-    return rows * _saved_by_row(astuple(config), length, tensor)  # rows share nothing but mask and rotations
+    one, two = (_saved(astuple(config), n, length, tensor) for n in (1, 2))
+    return one + (rows - 1) * (two - one)  # joined copies of weights do not grow with the rows
 
 
 @cache
-def _saved_by_row(shape: tuple[Any, ...], length: int, tensor: int) -> int:
+def _saved(shape: tuple[Any, ...], rows: int, length: int, tensor: int) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     whole = ModelConfig(*shape)
@@ -73,8 +74,8 @@ def _saved_by_row(shape: tuple[Any, ...], length: int, tensor: int) -> int:
         block = Block(own)
         for p in block.parameters():
             p.data = p.data.bfloat16()  # as gathered
-        x = torch.empty(1, length, own.width, dtype=torch.bfloat16, requires_grad=True)
-        mask = torch.empty(1, 1, length, length, dtype=torch.bfloat16)
+        x = torch.empty(rows, length, own.width, dtype=torch.bfloat16, requires_grad=True)
+        mask = torch.empty(rows, 1, length, length, dtype=torch.bfloat16)
         rope = None
         if own.positions == "rope":
             rope = rope_tables(torch.arange(length).unsqueeze(0), own, torch.bfloat16)

@@ -163,8 +163,12 @@ sys.exit(main(sys.argv[1:]))
 def run(tmp_path_factory) -> Path:
     """A run with a corpus and a tokenizer."""
     path = tmp_path_factory.mktemp("runs") / "shared"
-    words, random = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "en", "or", "ist")], Random(1)
-    rows = [{"text": " ".join(random.choices(words, k=120)) + "."} for _ in range(150)]
+    words = shlex.split(
+        "the people of this old town went down to a river when the sun was high and they had seen boats"
+    )
+    random = Random(1)
+    sentences = [" ".join(random.sample(words, 14)).capitalize() + "." for _ in range(1200)]
+    rows = [{"text": " ".join(sentences[n : n + 8])} for n in range(0, 1200, 8)]
     (path.parent / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["corpus", "--no-default", "--text", str(path.parent / "text.jsonl"), "--run", str(path)]) == 0
     assert main(["tokenizer", "--vocab-size", "300", "--run", str(path)]) == 0
@@ -173,8 +177,9 @@ def run(tmp_path_factory) -> Path:
 
 def kill_second(process: subprocess.Popen, run: Path, step: int) -> None:
     """kill -9 the process of rank 1 once there is a checkpoint of `step` or later."""
-    until = time.time() + 60
-    while not any(int(p.name[5:]) >= step for p in (run / ".base.work" / "checkpoints").glob("step-*")):
+    until, checkpoints = time.time() + 60, run / ".base.work" / "checkpoints"
+    before = set(checkpoints.glob("step-*"))
+    while not any(int(p.name[5:]) >= step for p in set(checkpoints.glob("step-*")) - before):
         assert time.time() < until and process.poll() is None
         time.sleep(0.005)
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -195,7 +200,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     for name in ("corpus", "tokenizer"):
         shutil.copytree(run / name, whole / name)
     assert main([*PRETRAIN, "--threads", "1", "--run", str(whole)]) == 0
-    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "jielong.cli", *PRETRAIN, "--run", str(run)]
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "--", "jielong.cli", *PRETRAIN, "--run", str(run)]
     process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
     kill_second(process, run, 5)
     _, stderr = process.communicate(timeout=60)
@@ -203,7 +208,17 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     assert not (run / "base").exists()
 
     # on from there in another way, killed again, and torchrun itself starts both processes again
-    command = [*TORCHRUN, "--nproc-per-node=2", "--max-restarts=1", "-m", "jielong.cli", *PRETRAIN, "--run", str(run)]
+    command = [
+        *TORCHRUN,
+        "--nproc-per-node=2",
+        "--max-restarts=1",
+        "-m",
+        "--",
+        "jielong.cli",
+        *PRETRAIN,
+        "--run",
+        str(run),
+    ]
     process = subprocess.Popen(
         [*command, "--parallel.strategy", "fsdp"], env=ONE_THREAD, stderr=subprocess.PIPE, text=True
     )
@@ -226,7 +241,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
 def test_an_error_on_one_process_ends_the_job_with_one_sentence(run):
     script = run.parent / "fail.py"
     script.write_text(FAIL)
-    command = [*TORCHRUN, "--nproc-per-node=2", str(script), *PRETRAIN, "--run", str(run)]
+    command = [*TORCHRUN, "--nproc-per-node=2", "--", str(script), *PRETRAIN, "--run", str(run)]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=60)
     assert done.returncode and said(done.stderr) == ["jielong: The second process has had enough."]
     assert not (run / "base").exists()

@@ -7,11 +7,13 @@ batch nor the order of the data depends on the number of processes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -43,17 +45,35 @@ def job() -> Iterator[bool]:
         yield True
         return
     store, rank, size = next(rendezvous("env://", timeout=WAIT))
+    store = _of_this_start(store, rank, size)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
     try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
         yield rank == 0
     except BaseException as error:
         if not _first_to_tell(store):
             raise SystemExit(2) from None
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
             raise UserError(LOST) from error
         raise
     dist.destroy_process_group()
+
+
+def _of_this_start(store: Store, rank: int, size: int) -> Store:
+    """A part of the store that only the processes of this start know: torchrun keeps one store when it starts them
+    again, and in it the addresses of those that are gone. The first process makes a name for it, answers whoever says
+    that he is here, and goes on when each has heard it."""
+    me = name = uuid4().hex
+    if rank:
+        store.set(f"here/{rank}", me)
+        name = store.get(me).decode()
+        store.set(f"{name}/{rank}", "")
+    for other in range(1, size) if rank == 0 else ():
+        while not store.check([f"{name}/{other}"]):
+            if store.check([f"here/{other}"]):
+                store.set(store.get(f"here/{other}").decode(), name)
+            time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def _first_to_tell(store: Store) -> bool:
@@ -188,7 +208,7 @@ def make_team(config: ParallelConfig, device: str, parameters: int) -> Team:
         if config.strategy == "fsdp" or config.tensor > 1:
             raise UserError(
                 "--parallel.strategy fsdp and --parallel.tensor share a model among processes, and this is one alone; "
-                "start it with `torchrun --nproc-per-node N -m jielong.cli`."
+                "start it with `torchrun --nproc-per-node N -m -- jielong.cli`."
             )
         return Team(place)
     size = dist.get_world_size()

@@ -75,7 +75,7 @@ class Layout:
         for d, full, n in reversed(list(zip(self.divisions, self._sizes(shape), counts[:-1], strict=True))):
             if d.dim is None:
                 everyones = wholes.new_empty(d.size * len(wholes), *wholes.shape[1:])
-                dist.all_gather_into_tensor(everyones, wholes.contiguous(), group=d.group)
+                dist.all_gather_single(everyones, wholes.contiguous(), group=d.group)
                 wholes = everyones[:n]
             else:
                 at, step = d.dim + 1, math.ceil(full / d.size)

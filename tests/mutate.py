@@ -113,7 +113,7 @@ MUTATIONS = [
     Mutation("no bias correction of m", OPTIM, "value=-lr * root / (1 - c.beta1**updates))", "value=-lr * root)"),
     Mutation("no bias correction of v", OPTIM, "root = (1 - c.beta2**updates) ** 0.5", "root = 1.0"),
     Mutation("ε of the other form", OPTIM, "eps = c.eps if c.tf_eps else c.eps * root", "eps = c.eps * root if c.tf_eps else c.eps"),
-    Mutation("Adam's state not loaded", OPTIM, "            buffer.copy_(state[name])", "            pass"),
+    Mutation("Adam's state not loaded", "train/checkpoint.py", "                    stored.read(name, part)", "                    name.startswith(\"model\") and stored.read(name, part)"),
 ]  # fmt: skip
 
 

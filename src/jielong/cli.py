@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +64,7 @@ WITH_RUN = {
     "rollback",
 }  # nothing need be added to their settings
 POSITIONAL = {"import": "source", "export": "run", "feedback": "action", "improve": "run", "rollback": "run"}
+SHARED = ("pretrain", "finetune")  # several processes may share them
 REPEATED = {"serve": "model"}  # --model A --model B
 
 
@@ -124,6 +127,8 @@ def fail(message: str) -> int:
 
 def dispatch(name: str, args: list[str]) -> int:
     config, run_path = parse(name, args)
+    if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"torchrun is for {' and '.join(SHARED)}; run `jielong {name}` without it.")
     from jielong.run import Run
 
     run = Run(run_path)
@@ -162,13 +167,19 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.serve.stage import run as serve
 
         serve(config, run)
+    elif name in SHARED:
+        from jielong.train.distributed import job
+
+        with job() as first, run.lock() if first else nullcontext():
+            stage(name, config, run, first)
     else:
         with run.lock():
             stage(name, config, run)
     return 0
 
 
-def stage(name: str, config: Any, run: Any) -> None:
+def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
+    """Make a stage's artifact. Of several processes the first one tells about it."""
     from importlib import import_module
 
     from jielong.run import MADE_BY
@@ -186,11 +197,14 @@ def stage(name: str, config: Any, run: Any) -> None:
     if name == "finetune" and config.from_scratch:
         artifact_name = "control"
     if name != "report" and run.artifact(artifact_name) is not None and artifact_name in MADE_BY:
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+            return  # torchrun starts all again when one process fails: here after the artifact was written
         raise UserError(
             f"{run.path / artifact_name} exists; delete it to make it anew, or choose another --run folder."
         )
     artifact = import_module(module).run(config, run)
-    print(f"{artifact.path}: {artifact.card['seconds']} s")
+    if first:
+        print(f"{artifact.path}: {artifact.card['seconds']} s")
     if name == "evaluate":
         from jielong.evaluate.stage import table
 

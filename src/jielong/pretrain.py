@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +22,43 @@ from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, document_mask, save_model, write_shape
 from jielong.model.kernels import cross_entropy
 from jielong.model.lora import save_adapter
-from jielong.run import Artifact, Run
+from jielong.run import Artifact, Run, write_atomic
 from jielong.teacher.lessons import lessons
 from jielong.tokens.chat import encode_chat
 from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
 from jielong.train.bar import training_bar
-from jielong.train.loop import History, LoopConfig, train, use_threads
+from jielong.train.distributed import make_team
+from jielong.train.loop import History, LoopConfig, LossOf, dtype_of, train, use_threads
+from jielong.train.shard import share
 
 PROMPTS = ("The capital of Japan is", "法國的首都是", "Once upon a time")
 HELD_OUT_DOCUMENTS = 300  # per language, for the curves; the card's last value uses the same ones
 
 
 def token_loss(
-    shard: Shard, index: DataIndex, rows: int, length: int, pad: int, norm: float, drop: frozenset[str] = frozenset()
-) -> Callable[[GPT, int, torch.dtype], Tensor]:
+    shard: Shard,
+    index: DataIndex,
+    rows: int,
+    length: int,
+    pad: int,
+    norm: float,
+    drop: frozenset[str] = frozenset(),
+    only: Sequence[int] | None = None,
+) -> LossOf:
     """The loss of a step: next-token cross-entropy summed over the batch and divided by the constant `norm`.
 
-    The constant, and not the number of real targets, divides, so that a deleted record changes no other row's share.
+    The constant, and not the number of real targets, divides, so that a deleted record changes no other row's share; so
+    the losses of `only` some rows are shares that add up to the whole.
     """
 
     def loss_of(model: GPT, step: int, dtype: torch.dtype) -> Tensor:
-        batch = make_batch(shard, index, step, rows, length, pad, drop)
-        mask = document_mask(torch.from_numpy(batch.segments))
-        hidden = model(torch.from_numpy(batch.inputs), mask, dtype)  # (B, T, D)
-        weight = torch.from_numpy(batch.weight).view(-1) / norm
-        targets = torch.from_numpy(batch.targets).view(-1)
+        device = model.norm.get_parameter("weight").device
+        batch = make_batch(shard, index, step, rows, length, pad, drop, only)
+        mask = document_mask(torch.from_numpy(batch.segments).to(device))
+        hidden = model(torch.from_numpy(batch.inputs).to(device), mask, dtype)  # (B, T, D)
+        weight = (torch.from_numpy(batch.weight).view(-1) / norm).to(device)
+        targets = torch.from_numpy(batch.targets).view(-1).to(device)
         keep = weight.nonzero().squeeze(1)  # positions without loss need no logits
         return cross_entropy(hidden.view(-1, hidden.shape[-1])[keep], model.head_weight, targets[keep], weight[keep])
 
@@ -80,17 +91,14 @@ def train_artifact(
     `making.json` records, and is started anew for another.
     """
     work = run.work(name)
-    making = json.dumps(
-        {"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
-    )
-    stamp = work / "making.json"
-    if work.exists() and (not stamp.exists() or stamp.read_text(encoding="utf-8") != making):
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    shard, index, norm = prepare(work)
-    if not stamp.exists():
-        stamp.write_text(making, encoding="utf-8")
+    team = make_team(config.parallel, config.device, model.parameter_count())
+    making = {"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
+    with team.one_by_one():
+        if team.first:
+            _begin(work, making, config.threads if team.alone else None)
+        shard, index, norm = prepare(work)
     rows, length = config.rows, config.length
+    whole = share(model, team, config.parallel, dtype_of(config.precision, team.device))
     observe_steps = frozenset()
     if observe is not None:
         every = max(1, math.ceil(steps * getattr(config, "sample_every", 0.1)))
@@ -104,29 +112,65 @@ def train_artifact(
         tokens_per_step=rows * length,
         title=name,
     )
-    tokenizer = Tokenizer.load(tokenizer_file)
-    loss_of = token_loss(shard, index, rows, length, tokenizer.pad, norm, drop)
+    pad = Tokenizer.load(tokenizer_file).pad
+    losses = [
+        token_loss(shard, index, rows, length, pad, norm, drop, only)
+        for only in team.rows(rows, config.parallel.micro_rows)
+    ]
+
+    def look(_: GPT, step: int) -> dict[str, Any]:
+        seen = whole()
+        return observe(seen, step) if observe is not None and seen is not None else {}
+
+    def learn(progress: Callable[[int, float, float], None] | None = None) -> tuple[GPT | None, History]:
+        history = train(model, losses, loop, work / "checkpoints", look, observe_steps, progress, team)
+        return whole(), history
+
+    if not team.first:
+        learn()
+        team.wait()  # the first process writes
+        return Artifact(run.path / name)
     with run.build(name, kind=kind, config=config, parents=parents, seed=config.seed) as build:
         with training_bar(name, steps) as progress:
-            history = train(model, loss_of, loop, work / "checkpoints", observe, observe_steps, progress)
-        if any(".lora." in name for name, _ in model.named_parameters()):
-            save_adapter(model, build.path, parents[0])
-            write_shape(model.config, build.path)
+            trained, history = learn(progress)
+        assert trained is not None
+        if any(".lora." in name for name, _ in trained.named_parameters()):
+            save_adapter(trained, build.path, parents[0])
+            write_shape(trained.config, build.path)
         else:
-            save_model(model, build.path)
+            save_model(trained, build.path)
         copy_tokenizer(tokenizer_file, build.path)
         index.save(build.path / "data_index.npz")
         (build.path / "records.json").write_text(json.dumps(shard.ids), encoding="utf-8")
         build.threads = use_threads(config.threads)
-        build.metrics = summary(model, history, steps, rows * length, length)
+        build.device = team.device.type
+        build.metrics = summary(trained, history, steps, rows * length, length)
+        build.metrics["processes"] = team.place[1]
+    team.wait()
     # the kept checkpoints stay beside the artifact for replay; the token shard can be made again
     return build.artifact
 
 
+def _begin(work: Path, making: dict[str, Any], threads: int | None) -> None:
+    """Make the work folder, or empty the one of another making. One process with another number of threads is another
+    making, as its weights are not bit-equal; several processes (None) promise no more than rounding, and continue any."""
+    stamp = work / "making.json"
+    try:
+        before = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    same = before.get("making") == making
+    if not same or (threads is not None and before["threads"] not in (threads, None)):
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomic(stamp, json.dumps({"making": making, "threads": threads}))
+
+
 def _content(config: Any) -> Any:
-    """The settings that decide the weights."""
+    """The settings that decide the weights, but for rounding."""
     plain_config = dataclasses.asdict(config)
-    plain_config.pop("checkpoint_seconds", None)
+    for name in ("checkpoint_seconds", "threads", "device", "parallel"):
+        plain_config.pop(name, None)
     return json.loads(json.dumps(plain_config, default=str))
 
 
@@ -177,7 +221,7 @@ def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), na
     held_out = pick_held_out(read_documents(corpus.file("heldout.parquet")))
 
     def observe(model: GPT, step: int) -> dict[str, Any]:
-        engine = Engine(model, tokenizer, chat=False)
+        engine = Engine(model, tokenizer, chat=False, device=model.embedding.weight.device.type)
         greedy = Sampling(temperature=0.0, max_tokens=24)
         samples = {p: "".join(s.text for s in engine.stream(tokenizer.encode(p), greedy)) for p in PROMPTS}
         return {"bits_per_byte": bits_per_byte(model, tokenizer, held_out), "samples": samples}

@@ -63,12 +63,12 @@ def loss_of(model, step, dtype):
 
 
 def test_training_learns_and_reports_a_bad_loss(model, tmp_path):
-    history = train(model, loss_of, LoopConfig(steps=40, optim=OptimConfig(), precision="fp32"), tmp_path)
+    history = train(model, [loss_of], LoopConfig(steps=40, optim=OptimConfig(), precision="fp32"), tmp_path)
     assert history.loss[-1][1] < history.loss[0][1] / 2
     with pytest.raises(UserError, match="learning rate"):
         train(
             model,
-            lambda *_: model.norm.weight.sum() * float("nan"),
+            [lambda *_: model.norm.weight.sum() * float("nan")],
             LoopConfig(steps=1, optim=OptimConfig()),
             tmp_path / "x",
         )

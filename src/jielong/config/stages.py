@@ -124,6 +124,22 @@ class OptimConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """How the work of a step is divided, over the processes of a `torchrun` job and over time. It changes no batch and no
+    order of the data: a training may go on with another division."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every process holds the whole model; fsdp: weights, gradients and optimizer state are shared out. auto = fsdp
+    where these would fill more than half of a GPU, else ddp."""
+    tensor: int = 1
+    """Processes, neighbours by rank, that compute each block together (tensor parallelism), for models whose blocks are large."""
+    micro_rows: int = 0
+    """Packed rows that a process computes at a time; gradients are added up over them. 0 = all of its rows."""
+    recompute: bool = False
+    """Keep only the input of each block, and compute the rest again in the backward pass: less memory, more time."""
+
+
+@dataclass
 class PretrainConfig:
     """Clean tokens → a base model: predict the next token, from random weights."""
 
@@ -140,7 +156,11 @@ class PretrainConfig:
     precision: str = "auto"
     """auto, bf16 or fp32. auto = bf16 where the processor has it."""
     threads: int = 0
-    """CPU threads; 0 = all cores. Fixed in the card, for bit-equal resumption."""
+    """CPU threads; 0 = all cores, shared out among processes. Fixed in the card, for bit-equal resumption."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto = an NVIDIA GPU where there is one."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Several processes, several GPUs, little memory."""
     checkpoint_seconds: float = 30.0
     """Longest time between two checkpoints."""
     lessons: int = 0
@@ -187,7 +207,11 @@ class FinetuneConfig:
     precision: str = "auto"
     """auto, bf16 or fp32."""
     threads: int = 0
-    """CPU threads; 0 = all cores."""
+    """CPU threads; 0 = all cores, shared out among processes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto = an NVIDIA GPU where there is one."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Several processes, several GPUs, little memory."""
     checkpoint_seconds: float = 30.0
     """Longest time between two checkpoints."""
     seed: int = 1

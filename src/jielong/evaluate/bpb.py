@@ -20,7 +20,8 @@ def bits_per_byte(model: GPT, tokenizer: Tokenizer, documents: list[Document], l
     """
     from jielong.train.loop import dtype_of
 
-    dtype = dtype_of("auto")
+    device = model.embedding.weight.device
+    dtype = dtype_of("auto", device)
     longest = min(longest, model.config.context - 1)
     nats: dict[str, float] = {}
     size: dict[str, int] = {}
@@ -41,7 +42,8 @@ def bits_per_byte(model: GPT, tokenizer: Tokenizer, documents: list[Document], l
             inputs[row, 1 : len(ids)] = torch.tensor(ids[:-1], dtype=torch.int64)
             targets[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
             scale[row, : len(ids)] = 1.0
-        hidden = model(inputs, causal_mask(T), dtype)
+        inputs, targets, scale = inputs.to(device), targets.to(device), scale.to(device)
+        hidden = model(inputs, causal_mask(T).to(device), dtype)
         for row, (lang, ids) in enumerate(part):
             loss = cross_entropy(hidden[row], model.head_weight, targets[row], scale[row])
             nats[lang] = nats.get(lang, 0.0) + float(loss)

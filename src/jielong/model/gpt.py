@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from jielong.config import ModelConfig
 from jielong.errors import UserError
@@ -28,23 +29,30 @@ from jielong.run import plain, write_atomic
 Rope = tuple[Tensor, Tensor]  # cosines and sines
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):
     """y = x Wᵀ (+ b); the weights are kept in float32 and cast to the dtype of x."""
 
     lora: LoRA | None
+    apart = False
+    """Call this layer by itself, also where others read the same x: hooks move its tensors (train.shard)."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = False):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_out, d_in))
-        self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
+        super().__init__(d_in, d_out, bias)
         self.register_module("lora", None)  # model.lora.add_lora
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self)
+    def reset_parameters(self) -> None:
+        """Matrices stay empty until `GPT.init_weights` or a file fills them: nothing is drawn from a global generator."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self)
 
 
 def linear(x: Tensor, *layers: Linear) -> Tensor:
     """One product for several layers that read the same x, their outputs side by side: the casts make copies anyway."""
+    if len(layers) > 1 and layers[0].apart:
+        return torch.cat([layer(x) for layer in layers], -1)
     weight: Tensor = layers[0].weight if len(layers) == 1 else torch.cat(tuple(a.weight for a in layers))
     biases = tuple(a.bias for a in layers if a.bias is not None)
     y = F.linear(x, weight.to(x.dtype), torch.cat(biases).to(x.dtype) if biases else None)
@@ -130,6 +138,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
+    recompute = False
+    """Keep only the input, and compute the rest again for the backward pass (activation checkpointing, Chen et al. 2016)."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attention_norm = norm_layer(config)
@@ -138,6 +149,13 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            y = checkpoint(self.inside, x, rope, mask, use_reentrant=False, preserve_rng_state=False)
+            assert isinstance(y, Tensor)
+            return y
+        return self.inside(x, rope, mask)
+
+    def inside(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -171,7 +189,7 @@ class GPT(nn.Module):
         tokens (B, T) int64; mask (B or 1, 1, T, T) additive, 0 where a query may look and -inf elsewhere.
         """
         x = self.embedding(tokens)  # (B, T, D)
-        positions = torch.arange(tokens.shape[1]).unsqueeze(0)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         rope = None
         if self.places is not None:
             x = x + self.places(positions)
@@ -248,7 +266,7 @@ def rope_frequencies(c: ModelConfig) -> Tensor:
 
 def rope_tables(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> Rope:
     """cos and sin (B or 1, T, 1, d/2) of the rotary positions (B or 1, T), angles in float32."""
-    angle = positions.float().unsqueeze(-1) * rope_frequencies(config)  # (B, T, d/2)
+    angle = positions.float().unsqueeze(-1) * rope_frequencies(config).to(positions.device)  # (B, T, d/2)
     return angle.cos().to(dtype).unsqueeze(2), angle.sin().to(dtype).unsqueeze(2)
 
 
@@ -264,8 +282,8 @@ def document_mask(segments: Tensor) -> Tensor:
     """
     T = segments.shape[1]
     same = segments.unsqueeze(2) == segments.unsqueeze(1)  # (B, T, T)
-    allowed = same & torch.ones(T, T, dtype=torch.bool).tril()
-    return torch.zeros(same.shape).masked_fill_(~allowed, float("-inf")).unsqueeze(1)
+    allowed = same & torch.ones(T, T, dtype=torch.bool, device=same.device).tril()
+    return torch.zeros(same.shape, device=same.device).masked_fill_(~allowed, float("-inf")).unsqueeze(1)
 
 
 def _key(seed: int, name: str) -> int:

@@ -57,7 +57,7 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.chunk(2, dim=-1)
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = x.new_empty(x.shape)
     left, right = out.chunk(2, dim=-1)
     torch.mul(a, cos, out=left)
     left.addcmul_(b, sin, value=-1)
@@ -122,8 +122,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, rows: int) -> Tensor:
         w = weight.to(hidden.dtype)
         N, V = hidden.shape[0], w.shape[0]
-        grad = torch.empty(N, V, dtype=hidden.dtype)
-        loss = torch.empty(N)
+        grad = hidden.new_empty(N, V)
+        loss = scale.new_empty(N)
         for i in range(0, N, rows):  # a block of logits stays in the cache between the passes over it
             part = slice(i, min(i + rows, N))
             p = torch.softmax(F.linear(hidden[part], w), dim=-1, dtype=torch.float32)  # (rows, V)

@@ -11,6 +11,7 @@ import bisect
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,21 +165,33 @@ class Batch:
 
 
 def make_batch(
-    shard: Shard, index: DataIndex, step: int, rows: int, length: int, pad: int, drop: frozenset[str] = frozenset()
+    shard: Shard,
+    index: DataIndex,
+    step: int,
+    rows: int,
+    length: int,
+    pad: int,
+    drop: frozenset[str] = frozenset(),
+    only: Sequence[int] | None = None,
 ) -> Batch:
-    """The batch of a step: a pure function of its arguments. Records in `drop` become padding."""
-    inputs = np.full((rows, length), pad, dtype=np.int64)
-    targets = np.full((rows, length), pad, dtype=np.int64)
-    segments = np.zeros((rows, length), dtype=np.int64)
-    weight = np.zeros((rows, length), dtype=np.float32)
+    """The batch of a step: a pure function of its arguments. Records in `drop` become padding.
+
+    `only` names some of its rows, in ascending order: the batch is then these; a row beyond the last one is padding.
+    """
+    places = {row: place for place, row in enumerate(range(rows) if only is None else only)}
+    inputs = np.full((len(places), length), pad, dtype=np.int64)
+    targets = np.full((len(places), length), pad, dtype=np.int64)
+    segments = np.zeros((len(places), length), dtype=np.int64)
+    weight = np.zeros((len(places), length), dtype=np.float32)
     lo, hi = np.searchsorted(index.row, [step * rows, (step + 1) * rows])
     number = 0
     for i in range(lo, hi):
         record = int(index.record[i])
         number += 1
-        if shard.ids[record] in drop:
+        row = places.get(int(index.row[i]) - step * rows)
+        if row is None or shard.ids[record] in drop:
             continue
-        row, column, size = int(index.row[i]) - step * rows, int(index.column[i]), int(index.size[i])
+        column, size = int(index.column[i]), int(index.size[i])
         begin = int(shard.starts[record]) + int(index.begin[i])
         piece = shard.tokens[begin : begin + size + 1]
         at = slice(column, column + size)

@@ -11,11 +11,14 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jielong.errors import UserError
 from jielong.model.lora import trained
 from jielong.run import sha256_file, write_atomic
+from jielong.train.distributed import Team
+from jielong.train.layout import Part, local
+from jielong.train.pieces import Stored, write_parts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,13 +27,18 @@ if TYPE_CHECKING:
     from jielong.train.optim import Optimizer
 
 MOST = 12  # a checkpoint holds weights and optimizer state: about 3 times the model
+WHOLE = ("model", "optimizer")
 
 
 class Checkpoints:
-    """`folder`/step-00000123/ with model.safetensors, optimizer.safetensors and state.json."""
+    """`folder`/step-00000123/ with state.json and model.safetensors and optimizer.safetensors; or, where no process holds
+    the whole model, with one file of parts for each process (train.pieces).
 
-    def __init__(self, folder: Path, steps: int, history: bool = True):
-        self.folder, self.history = folder, history
+    Any number of processes reads either. The folder must be one that all processes see.
+    """
+
+    def __init__(self, folder: Path, steps: int, history: bool = True, team: Team | None = None):
+        self.folder, self.history, self.team = folder, history, team or Team()
         self.every = max(1, math.ceil(steps / min(MOST, max(1, round(math.sqrt(steps))))))
 
     def due(self, step: int) -> bool:
@@ -45,16 +53,29 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizer, history: History) -> None:
-        """Write the checkpoint after `step` steps and drop the ones that neither history nor resumption needs."""
+        """Write the checkpoint after `step` steps and drop the ones that neither history nor resumption needs.
+
+        All processes call it; where each holds the whole model, the first one alone writes.
+        """
         from safetensors.torch import save_file
 
         beside = self.folder / f".step-{step:08d}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in trained(model).items()}, beside / "model.safetensors")
-        save_file(optimizer.state(), beside / "optimizer.safetensors")
-        files = {n: sha256_file(beside / n) for n in ("model.safetensors", "optimizer.safetensors")}
-        state = {"step": step, "files": files, "loss": history.loss, "seen": history.seen}
+        if self.team.first:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+        if self.team.sharded:
+            self.team.wait()
+            rank, size = self.team.place
+            write_parts(beside, rank, self._parts(model, optimizer))
+            self.team.wait()
+            files: dict[str, Any] = {"parts": size}
+        if not self.team.first:
+            return
+        if not self.team.sharded:
+            save_file({k: v.contiguous() for k, v in trained(model).items()}, beside / "model.safetensors")
+            save_file({k: p.tensor for k, p in optimizer.parts().items()}, beside / "optimizer.safetensors")
+            files = {"files": {f"{n}.safetensors": sha256_file(beside / f"{n}.safetensors") for n in WHOLE}}
+        state = {"step": step, **files, "loss": history.loss, "seen": history.seen}
         state |= {"seconds": history.seconds, "tokens": history.tokens}
         write_atomic(beside / "state.json", json.dumps(state, ensure_ascii=False))
         shutil.rmtree(self.path(step), ignore_errors=True)
@@ -65,25 +86,45 @@ class Checkpoints:
 
     def restore(self, model: nn.Module, optimizer: Optimizer, history: History) -> int:
         """Load the newest undamaged checkpoint; the number of steps done, 0 without one."""
-        from safetensors.torch import load_file
-
         for step in reversed(self.steps()):
             path = self.path(step)
             try:
                 state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-                if any(sha256_file(path / name) != digest for name, digest in state["files"].items()):
-                    raise ValueError("its hash differs")
-                weights, buffers = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+                self._check(path, state)
+                stored = Stored(path, [] if "parts" in state else list(WHOLE), state.get("parts", 0))
             except (OSError, ValueError, KeyError):
+                stored, state = None, {}
+            if self.team.agreed(stored is None):
                 continue  # a damaged one: an older one will do, it only costs time
+            assert stored is not None
+            parts = self._parts(model, optimizer)
             try:
-                if weights.keys() != trained(model).keys():
+                if stored.shapes.keys() != parts.keys():
                     raise KeyError("other weights were trained")
-                model.load_state_dict(weights, strict=False)  # what is frozen is not in a checkpoint
-                optimizer.load(buffers)
-            except (RuntimeError, KeyError) as error:
+                for name, part in parts.items():
+                    stored.read(name, part)
+            except KeyError as error:
                 raise UserError(f"The checkpoint {path} belongs to another model; delete {self.folder}.") from error
             history.loss = [(int(s), float(v)) for s, v in state["loss"]]
             history.seen, history.seconds, history.tokens = state["seen"], state["seconds"], state["tokens"]
             return step
         return 0
+
+    def _parts(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Part]:
+        """What this process holds. What is frozen is not in a checkpoint."""
+        weights = {n: Part(local(p), p.shape, self.team.layout(p)) for n, p in trained(model).items()}
+        return {f"model/{n}": p for n, p in weights.items()} | {
+            f"optimizer/{n}": p for n, p in optimizer.parts().items()
+        }
+
+    def _check(self, path: Path, state: dict[str, Any]) -> None:
+        """Raises OSError, ValueError or KeyError for a damaged file; processes share the work."""
+        if "parts" in state:
+            indices = [json.loads((path / f"part-{n}.json").read_text(encoding="utf-8")) for n in range(state["parts"])]
+            files = {f"part-{n}.safetensors": index["sha256"] for n, index in enumerate(indices)}
+        else:
+            files = state["files"]
+        rank, size = self.team.place
+        for name, digest in sorted(files.items())[rank::size]:
+            if sha256_file(path / name) != digest:
+                raise ValueError(f"the hash of {name} differs")

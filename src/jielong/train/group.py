@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+BUCKET = 1 << 24  # numbers that one call adds up: few calls, and the first of them run while the next are filled
 
 
 def world() -> tuple[int, int]:
@@ -14,11 +16,11 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if _on() else (0, 1)
 
 
-def total(values: Tensor) -> Tensor:
-    """The sum over all processes, elementwise."""
+def total(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum over all processes (of `group`), elementwise."""
     if _on():
         values = values.clone()
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=group)
     return values
 
 
@@ -39,10 +41,36 @@ def gather(values: Tensor) -> Tensor:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up the gradients of all processes, whose losses are shares of one sum."""
     if _on():
-        for p in parameters:
-            if p.requires_grad:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                dist.all_reduce(p.grad)
+        trained = [p for p in parameters if p.requires_grad]
+        for p in trained:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        add_up([p.grad for p in trained if p.grad is not None])
+
+
+def add_up(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Replace each tensor by its sum over the processes (of `group`); many tensors go into one call."""
+    running: list[tuple[dist.Work | None, Tensor, list[Tensor]]] = []
+    for part in _buckets(tensors):
+        flat = torch.cat([t.reshape(-1) for t in part])
+        running.append((dist.all_reduce(flat, group=group, async_op=True), flat, part))
+    for work, flat, part in running:
+        if work is not None:
+            work.wait()
+        for t, summed in zip(part, flat.split([t.numel() for t in part]), strict=True):
+            t.copy_(summed.view(t.shape))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """In their order, each bucket of about BUCKET numbers of one dtype."""
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for t in tensors:
+        if not buckets or room < t.numel() or buckets[-1][0].dtype != t.dtype:
+            buckets.append([])
+            room = BUCKET
+        buckets[-1].append(t)
+        room -= t.numel()
+    return buckets
 
 
 def _on() -> bool:

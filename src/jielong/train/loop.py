@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jielong.config import OptimConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.train.checkpoint import Checkpoints
+from jielong.train.distributed import Team
 from jielong.train.optim import Optimizer
 
 
@@ -60,10 +61,11 @@ def has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def dtype_of(precision: str) -> torch.dtype:
-    """auto, bf16 or fp32 → the dtype of the forward pass."""
+def dtype_of(precision: str, device: torch.device | None = None) -> torch.dtype:
+    """auto, bf16 or fp32 → the dtype of the forward pass on a device, by default the processor."""
     if precision == "auto":
-        return torch.bfloat16 if has_bf16() else torch.float32
+        found = torch.cuda.is_bf16_supported() if device and device.type == "cuda" else has_bf16()
+        return torch.bfloat16 if found else torch.float32
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
@@ -73,8 +75,9 @@ def precision(name: str = "auto") -> str:
 
 
 def use_threads(threads: int) -> int:
-    """Fix the number of threads (0 = all cores) and return it."""
-    threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """Fix the number of threads (0 = all cores, shared among torchrun's processes on this machine) and return it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
 
@@ -96,6 +99,8 @@ class Enough(Exception):
     """An update says that the training is to end before it; what the message says goes into the history."""
 
 
+LossOf = Callable[[GPT, int, torch.dtype], Tensor]
+"""(model, step, dtype) → a scalar: the loss of a step, or a share of it."""
 Update = Callable[[Optimizer, int, torch.dtype, History], float]
 """(optimizer, step, dtype, history) → the loss: one step of training, which applies its gradients itself."""
 
@@ -109,22 +114,30 @@ def finite(value: float, step: int) -> float:
 
 def train(
     model: GPT,
-    loss_of: Callable[[GPT, int, torch.dtype], Tensor],
+    losses: Sequence[LossOf],
     config: LoopConfig,
     work: Path,
     observe: Callable[[GPT, int], dict[str, Any]] | None = None,
     observe_steps: frozenset[int] = frozenset(),
     progress: Callable[[int, float, float], None] | None = None,
+    team: Team | None = None,
 ) -> History:
-    """Train in place. `loss_of(model, step, dtype)` is the scalar loss of a step.
+    """Train in place. The loss of a step is the sum of `losses`, over all processes of the team; each is computed and
+    differentiated before the next, so that only one is in memory.
 
-    `observe` is called after each step of `observe_steps`, its answer is kept in the history. The rest as in `repeat`.
+    `observe` is called after each step of `observe_steps`, by all processes; its answer is kept in the history. The rest
+    as in `repeat`.
     """
+    team = team or Team()
 
     def update(optimizer: Optimizer, step: int, dtype: torch.dtype, history: History) -> float:
-        loss = loss_of(model, step, dtype)
-        loss.backward()
-        value = finite(float(loss.detach()), step)
+        shares = []
+        for loss_of in losses:
+            loss = loss_of(model, step, dtype)
+            loss.backward()
+            shares.append(loss.detach())
+        value = finite(team.total(sum(map(float, shares))), step)
+        team.sum_gradients(model)
         optimizer.step((step + 0.5) / config.steps)
         if observe is not None and step + 1 in observe_steps:
             model.eval()
@@ -132,7 +145,7 @@ def train(
             model.train()
         return value
 
-    return repeat(model, update, config, work, progress)
+    return repeat(model, update, config, work, progress, team)
 
 
 def repeat(
@@ -141,14 +154,16 @@ def repeat(
     config: LoopConfig,
     work: Path,
     progress: Callable[[int, float, float], None] | None = None,
+    team: Team | None = None,
 ) -> History:
     """Call `update` for every step. Checkpoints go to `work`; a run that finds some there continues.
-    `progress(step, loss, tokens per second)` is called after every step."""
-    dtype = dtype_of(config.precision)
+    `progress(step, loss, tokens per second)` is called after every step. Every process of a team calls this."""
+    team = team or Team()
+    dtype = dtype_of(config.precision, team.device)
     use_threads(config.threads)
     keep_memory()
-    optimizer = Optimizer(model, config.optim, dtype)
-    checkpoints = Checkpoints(work, config.steps, config.history)
+    optimizer = Optimizer(model, config.optim, dtype, team.layout)
+    checkpoints = Checkpoints(work, config.steps, config.history, team)
     history = History()
     first = checkpoints.restore(model, optimizer, history)
     saved_at = time.perf_counter()
@@ -170,7 +185,7 @@ def repeat(
             if progress:
                 progress(step + 1, value, config.tokens_per_step / took)
             now = time.perf_counter()
-            if checkpoints.due(step + 1) or now - saved_at > config.checkpoint_seconds:
+            if checkpoints.due(step + 1) or team.agreed(now - saved_at > config.checkpoint_seconds):
                 checkpoints.save(step + 1, model, optimizer, history)
                 saved_at = now
     finally:

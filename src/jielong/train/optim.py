@@ -7,11 +7,14 @@ Newton-Schulz steps. Matrices of one shape are stacked, so that each step is a f
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from jielong.config import OptimConfig
+from jielong.train.group import total
+from jielong.train.layout import Division, Layout, Part, local
 from jielong.train.schedule import learning_rate, momentum
 
 # quintic coefficients of Jordan et al.: they inflate small singular values fast; the result lies in about [0.7, 1.2]
@@ -31,33 +34,48 @@ def orthogonalise(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16
 
 
 class Optimizer:
-    """`step(progress)` applies the gradients; all state is in `state()`, a flat dict of tensors."""
+    """`step(progress)` applies the gradients; all state is in `parts()`.
 
-    def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype):
-        self.config, self.dtype = config, dtype
+    Where parameters are divided among processes, each keeps the state of its parts. AdamW needs no more; for Muon the
+    matrices of one shape are dealt out, so that each process makes its share of them orthogonal and none makes all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        dtype: torch.dtype,
+        layout: Callable[[Tensor], Layout] = lambda _: Layout(),
+    ):
+        self.config, self.dtype, self.layout = config, dtype, layout
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.groups: dict[tuple[int, ...], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+        self.groups: dict[tuple[torch.Size, Layout], list[tuple[str, nn.Parameter]]] = defaultdict(list)
         self.adam: list[tuple[str, nn.Parameter]] = []
         for name, p in named:
             if config.muon and p.ndim == 2 and name.startswith("blocks.") and ".lora." not in name:
-                self.groups[tuple(p.shape)].append((name, p))
+                self.groups[p.shape, layout(p)].append((name, p))
             else:
                 self.adam.append((name, p))
-        self.buffers: dict[str, Tensor] = {}
-        for shape, members in self.groups.items():
-            self.buffers[_group(shape)] = torch.zeros(len(members), *shape)
-        for name, p in self.adam:
-            self.buffers[f"{name}.m"] = torch.zeros_like(p)
-            self.buffers[f"{name}.v"] = torch.zeros_like(p)
+        self.momentum: dict[tuple[torch.Size, Layout], Tensor] = {}
+        for group, members in self.groups.items():
+            first = local(members[0][1].detach())
+            self.momentum[group] = first.new_zeros(len(members), *first.shape)
+        self.moments = {
+            f"{name}.{moment}": torch.zeros_like(local(p.detach())) for name, p in self.adam for moment in "mv"
+        }
         # how often each has been updated: its moments are corrected by its own count, as some begin later than others
-        self.buffers["updates"] = torch.zeros(len(self.adam), dtype=torch.int64)
+        self.updates = torch.zeros(len(self.adam), dtype=torch.int64)
 
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.buffers)
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        for name, buffer in self.buffers.items():
-            buffer.copy_(state[name])
+    def parts(self) -> dict[str, Part]:
+        """All state, as this process holds it: a momentum for each of Muon's matrices, two moments for each of AdamW's."""
+        parts = {"updates": Part(self.updates, self.updates.shape, self.layout(self.updates))}
+        for group, members in self.groups.items():
+            for (name, p), matrix in zip(members, self.momentum[group], strict=True):
+                parts[f"{name}.momentum"] = Part(matrix, p.shape, group[1])
+        for name, p in self.adam:
+            for moment in "mv":
+                parts[f"{name}.{moment}"] = Part(self.moments[f"{name}.{moment}"], p.shape, self.layout(p))
+        return parts
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
@@ -65,27 +83,26 @@ class Optimizer:
         c = self.config
         factor = learning_rate(progress, c)
         if c.clip:
-            params = [p for g in self.groups.values() for _, p in g] + [p for _, p in self.adam]
-            nn.utils.clip_grad_norm_(params, c.clip)
+            self._clip([p for g in self.groups.values() for _, p in g] + [p for _, p in self.adam])
         mu = momentum(progress, c.momentum)
-        for shape, members in self.groups.items():
-            grads = torch.stack([p.grad for _, p in members])  # pyright: ignore[reportArgumentType]
-            buffer = self.buffers[_group(shape)]
+        for (shape, layout), members in self.groups.items():
+            grads = torch.stack([_gradient(p) for _, p in members])  # (n, r, c)
+            buffer = self.momentum[shape, layout]
             buffer.lerp_(grads, 1 - mu)
-            update = orthogonalise(grads.lerp_(buffer, mu), dtype=self.dtype).float()  # Nesterov
+            dealt = layout.deal(grads.lerp_(buffer, mu), shape)  # Nesterov
+            update = layout.collect(orthogonalise(dealt, dtype=self.dtype), shape, len(members)).float()
             lr = c.muon_lr * factor * max(1.0, shape[0] / shape[1]) ** 0.5
             for (_, p), u in zip(members, update, strict=True):
-                p.mul_(1 - lr * c.weight_decay).add_(u, alpha=-lr)
-        counts = self.buffers["updates"]
-        counts += torch.tensor([p.grad is not None for _, p in self.adam])
-        for (name, p), updates in zip(self.adam, counts.tolist(), strict=True):
+                local(p).mul_(1 - lr * c.weight_decay).add_(u, alpha=-lr)
+        self.updates += torch.tensor([p.grad is not None for _, p in self.adam])
+        for (name, p), updates in zip(self.adam, self.updates.tolist(), strict=True):
             lr = (c.scalar_lr if p.ndim == 1 else c.adam_lr) * factor
-            m, v = self.buffers[f"{name}.m"], self.buffers[f"{name}.v"]
-            grad = p.grad
+            m, v = self.moments[f"{name}.m"], self.moments[f"{name}.v"]
             if (
-                grad is None
+                p.grad is None
             ):  # not part of the loss: the output matrix of a model that only scores, the actor while the critic warms up
                 continue
+            p, grad = local(p), _gradient(p)
             m.lerp_(grad, 1 - c.beta1)
             v.mul_(c.beta2).addcmul_(grad, grad, value=1 - c.beta2)
             root = (1 - c.beta2**updates) ** 0.5
@@ -95,11 +112,32 @@ class Optimizer:
             p.addcdiv_(m, v.sqrt().add_(eps), value=-lr * root / (1 - c.beta1**updates))
         self.skip()
 
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Scale the gradients so that their norm, over all processes' parts, is at most `clip`."""
+        divided: dict[tuple[Division, ...], list[Tensor]] = defaultdict(list)
+        for p in parameters:
+            if p.grad is not None:
+                divided[tuple(d for d in self.layout(p).divisions if d.dim is not None)].append(local(p.grad))
+        if divided.keys() <= {()}:
+            nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            return
+        square = torch.zeros((), device=parameters[0].device)
+        for divisions, grads in divided.items():
+            part = torch.stack([torch.linalg.vector_norm(g) for g in grads]).square().sum()
+            for d in divisions:
+                part = total(part, d.group)
+            square = square + part
+        scale = (self.config.clip / (square.sqrt() + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_ does
+        for grads in divided.values():
+            for g in grads:
+                g.mul_(scale)
+
     def skip(self) -> None:
         """Clear the gradients without a step."""
         for _, p in [*(m for members in self.groups.values() for m in members), *self.adam]:
             p.grad = None
 
 
-def _group(shape: tuple[int, ...]) -> str:
-    return "muon." + "x".join(map(str, shape))
+def _gradient(p: nn.Parameter) -> Tensor:
+    assert p.grad is not None
+    return local(p.grad)

@@ -1,0 +1,223 @@
+"""The processes of one training: those that torchrun started, or this one alone.
+
+They read different rows of every step. Losses are shares of one sum, so gradients and losses are added up, and neither the
+batch nor the order of the data depends on the number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from jielong.config import ParallelConfig
+from jielong.errors import UserError
+from jielong.train import group
+from jielong.train.layout import Division, Layout, local
+
+WAIT = timedelta(hours=2)  # the first process prepares, observes and writes while the others wait
+LOST = (
+    "A process of this job ended or no longer answers (killed, or its machine is gone); "
+    "start the same command again, and it continues from the last checkpoint."
+)
+
+
+@contextmanager
+def job() -> Iterator[bool]:
+    """Join the other processes that torchrun started; yields whether this is the first one, which writes.
+
+    When one of them fails, all end: the one that failed first raises its error, or UserError if it was another that
+    vanished, and the others leave with exit code 2 and without a word.
+    """
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        yield True
+        return
+    store, rank, size = next(rendezvous("env://", timeout=WAIT))
+    store = _of_this_start(store, rank, size)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
+        yield rank == 0
+    except BaseException as error:
+        if not _first_to_tell(store):
+            raise SystemExit(2) from None
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
+            raise UserError(LOST) from error
+        raise
+    dist.destroy_process_group()
+
+
+def _of_this_start(store: Store, rank: int, size: int) -> Store:
+    """A part of the store that only the processes of this start know: torchrun keeps one store when it starts them
+    again, and in it the addresses of those that are gone. The first process makes a name for it, answers whoever says
+    that he is here, and goes on when each has heard it."""
+    me = name = uuid4().hex
+    if rank:
+        store.set(f"here/{rank}", me)
+        name = store.get(me).decode()
+        store.set(f"{name}/{rank}", "")
+    for other in range(1, size) if rank == 0 else ():
+        while not store.check([f"{name}/{other}"]):
+            if store.check([f"here/{other}"]):
+                store.set(store.get(f"here/{other}").decode(), name)
+            time.sleep(0.01)
+    return dist.PrefixStore(name, store)
+
+
+def _first_to_tell(store: Store) -> bool:
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # the store went down with the process that kept it
+        return True
+
+
+def pick_device(name: str) -> torch.device:
+    """auto, cpu or cuda → where this process trains. Raises UserError for a GPU that is not there."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("PyTorch finds no NVIDIA GPU here; use --device cpu.")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(f"There are more processes than GPUs on this machine; use --nproc-per-node {count}.")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those of a training. Alone, there is nothing to share."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None
+    """(data, tensor): along the first dimension processes read different rows, along the second they compute a block
+    together."""
+    fsdp: bool = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(rank, number of processes)"""
+        return group.world() if self.mesh else (0, 1)
+
+    @property
+    def first(self) -> bool:
+        """Does this process write, and tell?"""
+        return self.place[0] == 0
+
+    @property
+    def alone(self) -> bool:
+        """Is this the only process?"""
+        return self.place[1] == 1
+
+    @property
+    def sharded(self) -> bool:
+        """Does no process hold the whole model?"""
+        return self.fsdp or self.tensor > 1
+
+    @property
+    def tensor(self) -> int:
+        """Processes that compute a block together."""
+        return self.mesh.size(1) if self.mesh else 1
+
+    def rows(self, rows: int, at_once: int = 0) -> list[list[int]]:
+        """The rows of a step that this process reads, in groups of at most `at_once` (0 = one group).
+
+        Every process gets as many groups of the same sizes, as it takes all of them to shard a model; rows beyond the
+        last one of the step are padding.
+        """
+        rank, size = (self.mesh.get_local_rank(0), self.mesh.size(0)) if self.mesh else (0, 1)
+        mine = [rank + n * size for n in range(-(-rows // size))]
+        at_once = at_once or len(mine)
+        return [mine[n : n + at_once] for n in range(0, len(mine), at_once)]
+
+    def total(self, value: float) -> float:
+        """The sum over the processes that read different rows."""
+        if not self.mesh:
+            return value
+        return float(group.total(torch.tensor(value, dtype=torch.float64), self.mesh.get_group(0)))
+
+    def agreed(self, wish: bool) -> bool:
+        """Does any process wish it?"""
+        return bool(group.total(torch.tensor(int(wish)))) if self.mesh else wish
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.agreed(True)
+
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """The first process, and after it the others: they find done what it did."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Add up what the losses of other processes say about the parameters; FSDP's are added up already."""
+        if self.mesh is None:
+            return
+        trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+        if not self.fsdp:
+            group.add_up([_gradient(p) for _, p in trained], self.mesh.get_group(0))
+        if self.tensor > 1:  # each process has seen its own heads only
+            heads = [_gradient(p) for name, p in trained if name.endswith(("q_norm.weight", "k_norm.weight"))]
+            group.add_up(heads, self.mesh.get_group(1))
+
+    def layout(self, p: Tensor) -> Layout:
+        """Where this process's part of a parameter lies."""
+        if self.mesh is None:
+            return Layout()
+        dims: dict[str, int | None] = {}  # dimension of the mesh → of the tensor that it divides
+        if (of := getattr(p, "device_mesh", None)) is not None:  # a DTensor
+            placements: tuple[Any, ...] = getattr(p, "placements", ())
+            dims = {n: getattr(s, "dim", None) for n, s in zip(of.mesh_dim_names, placements, strict=True)}
+        divisions, first = [], True
+        for number, name in enumerate(("data", "tensor")):
+            rank, size, dim = self.mesh.get_local_rank(number), self.mesh.size(number), dims.get(name)
+            if size > 1 and (dim is not None or name == "data"):
+                divisions.append(Division(self.mesh.get_group(number), rank, size, dim))
+            first = first and (dim is not None or rank == 0)
+        return Layout(tuple(divisions), first)
+
+
+def _gradient(p: nn.Parameter) -> Tensor:
+    assert p.grad is not None
+    return local(p.grad)
+
+
+def make_team(config: ParallelConfig, device: str, parameters: int) -> Team:
+    """The processes that joined (`job`), as `config` wants them to share a model of so many parameters. Raises UserError
+    where that cannot be."""
+    place = pick_device(device)
+    if config.micro_rows < 0:
+        raise UserError("--parallel.micro-rows must be at least 0.")
+    if not dist.is_initialized():
+        if config.strategy == "fsdp" or config.tensor > 1:
+            raise UserError(
+                "--parallel.strategy fsdp and --parallel.tensor share a model among processes, and this is one alone; "
+                "start it with `torchrun --nproc-per-node N -m -- jielong.cli`."
+            )
+        return Team(place)
+    size = dist.get_world_size()
+    if config.tensor < 1 or size % config.tensor:
+        raise UserError(f"--parallel.tensor ({config.tensor}) must divide the number of processes ({size}).")
+    mesh = init_device_mesh(place.type, (size // config.tensor, config.tensor), mesh_dim_names=("data", "tensor"))
+    return Team(place, mesh, config.strategy == "fsdp" or (config.strategy == "auto" and _large(parameters, place)))
+
+
+def _large(parameters: int, device: torch.device) -> bool:
+    """Would weights, gradients and optimizer state, 16 bytes per parameter, fill more than half of the GPU?"""
+    return device.type == "cuda" and 32 * parameters > torch.cuda.get_device_properties(device).total_memory

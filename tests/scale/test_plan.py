@@ -26,6 +26,7 @@ from jielong.scale.plan import (
     times,
     volume,
 )
+from jielong.scale.trace import traced_memory
 from jielong.train.optim import orthogonalise
 
 SMALL = ModelConfig(
@@ -108,9 +109,18 @@ def test_memory_by_hand():
     assert m.weights == m.gradients == s.total and m.optimizer == 2 * s.total  # 4 bytes over 4 GPUs
     assert memory(SMALL, 4, 1, 2, 32, False, "muon", passes=1).optimizer == 2 * s.total - 2 * s.matrices
     assert m.activations == 2 * saved_by_block(SMALL, 2, 32) + 2 * 2 * 32 * 32
+    # its own gradients in two precisions beside two gathered blocks, and those of the head
+    assert m.gathered == 2 * s.rest + 10 * s.block and m.head == 64 * 64 * 2 + 512 * 64 * 2
     again = memory(SMALL, 4, 1, 2, 32, True, "adamw", passes=1)
     assert again.activations == 2 * 2 * 32 * 64 * 2 + saved_by_block(SMALL, 2, 32) + 2 * 2 * 32 * 32
-    assert memory(SMALL, 4, 1, 2, 32, False, "adamw", passes=2).total > m.total  # gradients wait for the last pass
+    wide = dataclasses.replace(
+        SMALL, vocab_size=8192
+    )  # now the peak is in the head: logits of 64 tokens, two gradients
+    m = memory(wide, 4, 1, 2, 32, True, "adamw", passes=1)
+    assert m.gathered == 2 * sizes(wide).rest and m.head == 64 * (8192 + 64) * 2 + 8192 * 64 * 6
+    assert m.activations == 2 * 2 * 32 * 64 * 2 + 2 * 2 * 32 * 32
+    two = memory(SMALL, 4, 1, 2, 32, False, "adamw", passes=2)  # gradients wait for the last pass
+    assert two.total == memory(SMALL, 4, 1, 2, 32, False, "adamw", passes=1).total + two.gradients
 
 
 def test_what_is_sent_by_hand():
@@ -185,6 +195,25 @@ def test_what_people_read(capsys):
     assert main(["plan", "--gpu", "list"]) == 0 and "b200" in capsys.readouterr().out
     assert main(["plan", "--gpus", "8"]) == 2 and "does not fit" in capsys.readouterr().err
     assert duration(90) == "1.5 minutes" and duration(3 * 86400) == "3.0 days"
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "optimizer"),
+    [
+        ("gpt2-124m", Layout(8, 1, 8, 1, False), "adamw"),
+        ("gpt2-124m", Layout(8, 1, 2, 2, True), "adamw"),
+        ("qwen3-0.6b", Layout(16, 2, 1, 1, False), "adamw"),
+        ("qwen3-0.6b", Layout(8, 1, 1, 2, False), "muon"),
+    ],
+)
+def test_memory_is_that_of_the_traced_step(name, layout, optimizer):
+    """Within 10 %: model, FSDP, tensor parallel and optimizer really run, on tensors without data."""
+    config = dataclasses.replace(MODELS[name].shape, layers=2)
+    traced = traced_memory(config, layout, 512, optimizer)
+    planned = memory(
+        config, layout.gpus, layout.tensor, layout.rows, 512, layout.checkpointing, optimizer, layout.passes
+    )
+    assert abs(planned.total / traced - 1) < 0.1
 
 
 def test_muon_is_counted():

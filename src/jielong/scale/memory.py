@@ -31,8 +31,6 @@ class Sizes:
     """Of one block's matrices, which tensor parallel shares and Muon updates."""
     rest: int
     """Embeddings, head and last norm."""
-    largest: int
-    """The largest tensor of all."""
 
 
 def sizes(config: ModelConfig) -> Sizes:
@@ -42,8 +40,7 @@ def sizes(config: ModelConfig) -> Sizes:
     block = sum(p.numel() for p in model.blocks.parameters())
     rest = model.parameter_count() - block
     matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
-    largest = max(p.numel() for p in model.parameters())
-    return Sizes(config.layers * block + rest, block, matrices, rest, largest)
+    return Sizes(config.layers * block + rest, block, matrices, rest)
 
 
 def saved_by_block(config: ModelConfig, rows: int, length: int, tensor: int = 1) -> int:
@@ -89,18 +86,18 @@ def _saved(shape: tuple[Any, ...], rows: int, length: int, tensor: int) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per GPU at the peak of a step, which is the beginning of the last backward pass."""
+    """Bytes per GPU at the peak of a step, in its last backward pass: in that of the head, or of the last block."""
 
     weights: float
     gradients: float
     """They wait for the last pass, where there are several; with one they take the place of activations as these go."""
     optimizer: float
     gathered: float
-    """bfloat16 weights of the root and of two blocks, and a block's gradients on their way to where they are kept."""
+    """bfloat16 weights that are gathered, and a block's gradients on their way to where they are kept."""
     activations: float
     """What the blocks keep, and with checkpointing what one block computes again."""
     head: float
-    """Hidden states, logits' gradient and the head's own gradient."""
+    """Hidden states, the logits' gradient and the head's own gradient."""
     passes: int
 
     @property
@@ -127,16 +124,18 @@ def memory(
     shards = gpus // tensor
     kept = s.rest / shards + layers * own / shards
     saved = saved_by_block(config, rows, length, tensor)
-    entry = tokens * D * HALF
-    activations = layers * entry + saved if checkpointing else layers * saved
     masks = rows * length * length * HALF
-    head = tokens * (V + D) * HALF + V * D * (HALF + FULL)
-    return Memory(
-        weights=FULL * kept,
-        gradients=FULL * kept,
-        optimizer=FULL * kept * state / s.total,
-        gathered=HALF * s.rest + 2 * HALF * own + (HALF + FULL) * own,
-        activations=activations + masks,
-        head=head,
-        passes=passes,
+    inputs = layers * tokens * D * HALF + masks
+
+    def moment(gathered: float, activations: float, head: float) -> Memory:
+        optimizer_state = FULL * kept * state / s.total
+        return Memory(FULL * kept, FULL * kept, optimizer_state, gathered, activations, head, passes)
+
+    everything = inputs if checkpointing else layers * saved + masks
+    in_head = moment(HALF * s.rest, everything, tokens * (V + D) * HALF + V * D * (HALF + FULL))
+    # two blocks are gathered, and the gradients of one are there in bfloat16 and, to be added up, in float32
+    blocks = 2 * HALF * own + (HALF + FULL) * own
+    in_block = moment(
+        HALF * s.rest + blocks, inputs + saved if checkpointing else everything, tokens * D * HALF + V * D * HALF
     )
+    return max(in_head, in_block, key=lambda m: m.total)

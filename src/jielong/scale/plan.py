@@ -272,7 +272,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def show(made: Plan, plan: PlanConfig, traced: dict[str, float] | None) -> None:
+def show(made: Plan, plan: PlanConfig, traced: float | None) -> None:
     """The plan for people."""
     from rich.console import Console
     from rich.table import Table
@@ -299,9 +299,7 @@ def show(made: Plan, plan: PlanConfig, traced: dict[str, float] | None) -> None:
         ("cost", f"${made.dollars:,.0f}" if made.dollars is not None else "unknown: give --price per GPU and hour"),
     ]  # fmt: skip
     if traced is not None:
-        rows.insert(
-            6, ("traced step", f"{traced['total'] / 1e9:.1f} GB: the plan is {m.total / traced['total'] - 1:+.1%} off")
-        )
+        rows.insert(6, ("traced step", f"{traced / 1e9:.1f} GB: the plan is {m.total / traced - 1:+.1%} off"))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in rows:
         table.add_row(name, text)

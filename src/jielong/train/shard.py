@@ -28,7 +28,8 @@ def share(model: GPT, team: Team, config: ParallelConfig, dtype: torch.dtype) ->
         model.to(team.device)
         return lambda: model if team.first else None
     twin = _empty_twin(model)
-    model.to(team.device)
+    if model.embedding.weight.device != team.device:  # tensors without data (scale.trace) cannot be moved
+        model.to(team.device)
     if team.tensor > 1:
         _split_blocks(model, team)
     if team.fsdp:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -22,7 +23,7 @@ from jielong.cli import dispatch, main
 from jielong.config import ParallelConfig
 from jielong.errors import UserError
 from jielong.run import Run
-from jielong.train.distributed import LOST, make_team, pick_device
+from jielong.train.distributed import LOST, _of_this_start, make_team, pick_device
 from jielong.train.layout import Division, Layout
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -245,6 +246,17 @@ def test_an_error_on_one_process_ends_the_job_with_one_sentence(run):
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=60)
     assert done.returncode and said(done.stderr) == ["jielong: The second process has had enough."]
     assert not (run / "base").exists()
+
+
+def test_a_second_start_shares_nothing_with_the_first():
+    """torchrun's store outlives the processes; here with the names that those of a first start have left."""
+    store = torch.distributed.HashStore()
+    for start in ("first", "second"):
+        with ThreadPoolExecutor() as pool:
+            mine = list(pool.map(lambda rank: _of_this_start(store, rank, 3), range(3)))
+        assert mine[0].add("failed", 1) == 1
+        mine[1].set("address", start)
+        assert mine[2].get("address") == start.encode()
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):

@@ -59,6 +59,7 @@ class Checkpoints:
         """
         from safetensors.torch import save_file
 
+        files: dict[str, Any] = {}
         beside = self.folder / f".step-{step:08d}.partial"
         if self.team.first:
             shutil.rmtree(beside, ignore_errors=True)
@@ -68,7 +69,7 @@ class Checkpoints:
             rank, size = self.team.place
             write_parts(beside, rank, self._parts(model, optimizer))
             self.team.wait()
-            files: dict[str, Any] = {"parts": size}
+            files = {"parts": size}
         if not self.team.first:
             return
         if not self.team.sharded:

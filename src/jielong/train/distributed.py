@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from jielong.config import ParallelConfig
@@ -62,7 +62,7 @@ def job() -> Iterator[bool]:
 def _of_this_start(store: Store, rank: int, size: int) -> Store:
     """A part of the store that only the processes of this start know: torchrun keeps one store when it starts them
     again, and in it the addresses of those that are gone. The first process makes a name for it, answers whoever says
-    that he is here, and goes on when each has heard it."""
+    that it is here, and goes on when each has heard it."""
     me = name = uuid4().hex
     if rank:
         store.set(f"here/{rank}", me)
@@ -73,7 +73,7 @@ def _of_this_start(store: Store, rank: int, size: int) -> Store:
             if store.check([f"here/{other}"]):
                 store.set(store.get(f"here/{other}").decode(), name)
             time.sleep(0.01)
-    return dist.PrefixStore(name, store)
+    return PrefixStore(name, store)
 
 
 def _first_to_tell(store: Store) -> bool:

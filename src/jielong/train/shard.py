@@ -28,12 +28,12 @@ def share(model: GPT, team: Team, config: ParallelConfig, dtype: torch.dtype) ->
         model.to(team.device)
         return lambda: model if team.first else None
     twin = _empty_twin(model)
-    if model.embedding.weight.device != team.device:  # tensors without data (scale.trace) cannot be moved
-        model.to(team.device)
     if team.tensor > 1:
         _split_blocks(model, team)
     if team.fsdp:
-        _shard(model, team, dtype)
+        _shard(model, team, dtype)  # moves one block after the other, so that no GPU ever holds them all
+    else:
+        model.to(team.device)
 
     def whole() -> GPT | None:
         state: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jielong.cli import main
 from jielong.config import ModelConfig, OptimConfig, PlanConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, Block, causal_mask, rope_tables
+from jielong.model.gpt import GPT, Block, causal_mask, for_gpu, rope_tables
 from jielong.scale.known import GPUS, MODELS, gpu, published
 from jielong.scale.memory import memory, saved_by_block, sizes
 from jielong.scale.plan import (
@@ -83,6 +83,7 @@ def test_what_a_block_keeps(norm, rows):
     """The storages that the real block saves, its weights left out."""
     config = dataclasses.replace(SMALL, norm=norm)
     block, found = Block(config), {}
+    for_gpu(block)
     for p in block.parameters():
         p.data = p.data.normal_().bfloat16()
     x = torch.randn(rows, 16, config.width, dtype=torch.bfloat16, requires_grad=True)

@@ -92,6 +92,9 @@ def norm_layer(config: ModelConfig) -> nn.Module:
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al. 2023) and normalised queries and keys."""
 
+    fused = False
+    """One kernel that keeps no table of scores (Dao et al. 2022): what a GPU needs, and slower backwards on a CPU."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
@@ -113,8 +116,11 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, d), (B, G, T, d) twice
         if G != H:
             k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
-        scores = (q * d**-0.5) @ k.transpose(-1, -2) + mask  # (B, H, T, S)
-        y = scores.softmax(-1) @ v  # (B, H, T, d)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, mask)  # (B, H, T, d)
+        else:
+            scores = (q * d**-0.5) @ k.transpose(-1, -2) + mask  # (B, H, T, S)
+            y = scores.softmax(-1) @ v  # (B, H, T, d)
         return self.o(y.transpose(1, 2).reshape(B, T, H * d))
 
 
@@ -158,6 +164,21 @@ class Block(nn.Module):
     def inside(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def for_gpu(block: Block) -> None:
+    """What a GPU does better: attention in one kernel, and each layer by itself instead of joined copies of their weights,
+    which would be kept for the backward pass."""
+    block.attention.fused = True
+    for layer in (
+        block.attention.q,
+        block.attention.k,
+        block.attention.v,
+        block.mlp.up,
+        getattr(block.mlp, "gate", None),
+    ):
+        if layer is not None:
+            layer.apart = True
 
 
 class GPT(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jielong.config import ModelConfig
-from jielong.model.gpt import GPT, Block, rope_tables
+from jielong.model.gpt import GPT, Block, for_gpu, rope_tables
 
 HALF, FULL = 2, 4  # bytes of a bfloat16, of a float32
 
@@ -69,6 +69,7 @@ def _saved(shape: tuple[Any, ...], rows: int, length: int, tensor: int) -> int:
 
     with FakeTensorMode():
         block = Block(own)
+        for_gpu(block)
         for p in block.parameters():
             p.data = p.data.bfloat16()  # as gathered
         x = torch.empty(rows, length, own.width, dtype=torch.bfloat16, requires_grad=True)

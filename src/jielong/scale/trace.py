@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from jielong.config import ModelConfig, OptimConfig, ParallelConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, document_mask
+from jielong.model.gpt import GPT, document_mask, for_gpu
 from jielong.model.kernels import cross_entropy
 from jielong.scale.plan import Layout
 from jielong.train.distributed import make_team
@@ -72,6 +72,8 @@ def traced_memory(config: ModelConfig, layout: Layout, length: int, optimizer: s
         nothing = FakeTensorMode(allow_non_fake_inputs=True)
         with nothing:
             model = GPT(config)
+        for block in model.blocks:
+            for_gpu(block)  # pyright: ignore[reportArgumentType]
         share(model, team, parallel, torch.bfloat16)  # outside: it looks for this process in the mesh
         steps = Optimizer(model, OptimConfig(muon=optimizer == "muon"), torch.bfloat16, team.layout)
         peak = Peak()

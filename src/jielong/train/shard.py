@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jielong.config import ParallelConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, Block, Linear
+from jielong.model.gpt import GPT, Block, Linear, for_gpu
 from jielong.train.distributed import Team
 
 
@@ -24,6 +24,8 @@ def share(model: GPT, team: Team, config: ParallelConfig, dtype: torch.dtype) ->
     for block in model.blocks:
         assert isinstance(block, Block)
         block.recompute = config.recompute
+        if team.device.type == "cuda":
+            for_gpu(block)
     if not team.sharded:
         model.to(team.device)
         return lambda: model if team.first else None

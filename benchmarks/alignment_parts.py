@@ -119,8 +119,8 @@ def methods(source: Run, folder: Path, seed: int) -> dict[str, list[dict[str, fl
 
 
 def overoptimised(source: Run, folder: Path, seed: int, count: int = 300) -> list[dict[str, float]]:
-    """`jielong improve` far beyond what is sensible: no KL penalty, no text mixed in, twice the learning rate, five times as many
-    iterations. At every kept state the reward model's mean, the teacher's, and the judge's win rate; the last point is the state
+    """`jielong improve` far beyond what is sensible: no KL penalty, no text mixed in, a learning rate that does not fall, three times
+    as many iterations. At every kept state the reward model's mean, the teacher's, and the judge's win rate; the last point is the state
     that was promoted (or, where none was, the start)."""
     run = copy_of(source, folder)
     simulate.run(ThumbsConfig(count=count, seed=run.need("sft").card["seed"], draw=seed), run)
@@ -135,9 +135,8 @@ def overoptimised(source: Run, folder: Path, seed: int, count: int = 300) -> lis
             points.append(points[states.index(state)] | {"chosen": 1.0})
             return state, why
 
-    far = PPOConfig(
-        kl=0.0, ptx=0.0, iterations=40, optim=dataclasses.replace(adam(3e-4), cooldown=0.0), keep_every=4, kl_limit=1e9
-    )
+    constant = dataclasses.replace(adam(1.5e-4), cooldown=0.0)
+    far = PPOConfig(kl=0.0, ptx=0.0, iterations=24, optim=constant, keep_every=2, kl_limit=1e9)
     with mock.patch.object(improve, "Chooser", Watched):
         made = improve.run(ImproveConfig(run=run.path, seed=seed, ppo=far), run)
     if not made.card["metrics"]["promoted"]:

@@ -24,3 +24,22 @@ def normalise(text: str) -> str:
     text = re.sub(r"[ \t]+", " ", text)
     text = re.sub(r" ?\n ?", "\n", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*?(/?)>")
+_VOID = frozenset("area base br col embed hr img input link meta param source track wbr p li td tr th dt dd option".split())
+
+
+def tag_depth(html: str) -> int:
+    """Levels of nested tags, without those that close themselves or whose end may be left out.
+
+    Parsers and tree walks take time and stack with the depth, and a page can be made of a million open tags.
+    """
+    depth = deepest = 0
+    for match in _TAG.finditer(html):
+        close, name, empty = match.groups()
+        if empty or name.lower() in _VOID:
+            continue
+        depth = max(0, depth - 1) if close else depth + 1
+        deepest = max(deepest, depth)
+    return deepest

@@ -93,7 +93,9 @@ def main() -> None:
         rows["jielong"].append(seconds(ours, pages))
     for name, found in rows.items():
         cpu, wall = (statistics.median(column) for column in zip(*found))
-        print(f"{name}: {len(pages) / wall:.1f} pages/s, {size / wall:.2f} MB/s; processor {cpu:.2f} s, wall {wall:.2f} s for {size:.1f} MB")
+        print(
+            f"{name}: {len(pages) / wall:.1f} pages/s, {size / wall:.2f} MB/s; processor {cpu:.2f} s, wall {wall:.2f} s for {size:.1f} MB"
+        )
     ratio = [t[1] / o[1] for t, o in zip(rows["datatrove"], rows["jielong"])]
     print(f"ratio of speeds, wall: {statistics.median(ratio):.2f} ({min(ratio):.2f}–{max(ratio):.2f})")
 

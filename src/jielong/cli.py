@@ -200,7 +200,9 @@ def stage(name: str, config: Any, run: Any) -> None:
         "thumbs": "jielong.align.simulate",
         "report": "jielong.report.stage",
     }[name]
-    artifact_name = {"corpus build": "corpus", "pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(name, name)
+    artifact_name = {"corpus build": "corpus", "pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(
+        name, name
+    )
     if name == "finetune" and config.from_scratch:
         artifact_name = "control"
     if name != "report" and run.artifact(artifact_name) is not None and artifact_name in MADE_BY:

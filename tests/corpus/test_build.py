@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from jielong.cli import main
 from jielong.config import CorpusBuildConfig
 from jielong.corpus import build
 from jielong.corpus.build import near, repeats
+from jielong.corpus.build.funnel import measure
 from jielong.corpus.build.inputs import InputFile, list_inputs
 from jielong.corpus.build.mix import picked, shares
 from jielong.corpus.build.read import folder_licence, read_file
@@ -35,16 +37,45 @@ from jielong.corpus.documents import read_documents
 from jielong.errors import UserError
 from jielong.run import Run
 
-WORDS = "river hill town market school mill railway valley farmer wheat barley sheep meadow spring water bridge".split()
+WORDS = [
+    "river",
+    "hill",
+    "town",
+    "market",
+    "school",
+    "mill",
+    "railway",
+    "valley",
+    "farmer",
+    "wheat",
+    "barley",
+    "sheep",
+    "meadow",
+    "spring",
+    "water",
+    "bridge",
+]
 HAN = "河山城鎮市場學校工廠鐵路谷農夫小麥羊草春天水橋車站旅客老樹花鳥雨雪風月日星"
 
 
 def prose(rng: random.Random, lang: str = "en", sentences: int = 8) -> str:
     """Sentences that no two documents share."""
     if lang == "zh":
-        made = ["在" + "".join(rng.choice(HAN) for _ in range(14)) + "的時候，有" + "".join(rng.choice(HAN) for _ in range(6)) for _ in range(sentences)]
+        made = [
+            "在"
+            + "".join(rng.choice(HAN) for _ in range(14))
+            + "的時候，有"
+            + "".join(rng.choice(HAN) for _ in range(6))
+            for _ in range(sentences)
+        ]
         return "。".join(made) + "。"
-    made = ["The " + " ".join(rng.choice(WORDS) + rng.choice(["", "s", "er"]) for _ in range(9)) + " of the " + rng.choice(WORDS) for _ in range(sentences)]
+    made = [
+        "The "
+        + " ".join(rng.choice(WORDS) + rng.choice(["", "s", "er"]) for _ in range(9))
+        + " of the "
+        + rng.choice(WORDS)
+        for _ in range(sentences)
+    ]
     return ". ".join(made) + "."
 
 
@@ -52,6 +83,11 @@ def record(body: bytes, kind: str = "text/html", status: str = "200 OK", url: st
     http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n\r\n".encode() + body
     head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2026-01-01T00:00:00Z\r\nWARC-Record-ID: <urn:x>\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
     return head.encode() + http + b"\r\n\r\n"
+
+
+def html(text: str) -> bytes:
+    top = "<html><body><nav><a href='/'>Home</a></nav><article>"
+    return f"{top}<h1>{text[:20]}</h1><p>{text}</p></article></body></html>".encode()
 
 
 def read_warc(data: bytes, packed: bool, largest: int = 10**6) -> tuple[list[str], list[str]]:
@@ -64,7 +100,11 @@ def test_warc_whole_and_at_every_place_damaged():
     texts = [f"<p>page {n} {'x' * 300 * n}</p>" for n in range(12)]
     records = [record(t.encode()) for t in texts]
     members = [gzip.compress(r) for r in records]
-    for data, packed in ((b"".join(records), False), (b"".join(members), True), (gzip.compress(b"".join(records)), True)):
+    for data, packed in (
+        (b"".join(records), False),
+        (b"".join(members), True),
+        (gzip.compress(b"".join(records)), True),
+    ):
         assert read_warc(data, packed) == (texts, [])
     whole = b"".join(members)
     ends = np.cumsum([len(m) for m in members])
@@ -79,15 +119,15 @@ def test_warc_whole_and_at_every_place_damaged():
         hit = int((ends <= at).sum())
         found, faults = read_warc(damaged, True)
         expected = texts[:hit] + texts[hit + 1 :]
-        assert found == expected and faults or found == texts, at  # a few header bytes do not matter
+        assert (found == expected and faults) or found == texts, at  # a few header bytes do not matter
 
 
 def test_warc_records_that_are_no_pages():
     odd = [
         record(b"<p>gone</p>", status="404 Not Found"), record(b"%PDF", "application/pdf"), record(b"<p>ok</p>"),
-        record("<meta charset=big5><p>".encode() + "河流與山谷".encode("big5")), record("<p>中文</p>".encode(), "text/html; charset=latin-1"),
+        record(b"<meta charset=big5><p>" + "河流與山谷".encode("big5")), record("<p>中文</p>".encode(), "text/html; charset=latin-1"),
         record(b"<p>" + bytes(range(256)) * 20), record(b"x" * 50_000), record(b"<p>last</p>"),
-        b"WARC/1.0\r\nWARC-Type: response\r\n\r\nno length", record(b"<p>after</p>"),
+        b"WARC/1.0\r\nWARC-Type: response\r\n\r\nno length\r\n", record(b"<p>after</p>"),
     ]  # fmt: skip
     found, faults = read_warc(b"".join(odd), False, largest=20_000)
     assert found == ["<p>ok</p>", "<meta charset=big5><p>河流與山谷", "<p>中文</p>", "<p>last</p>", "<p>after</p>"]
@@ -96,11 +136,17 @@ def test_warc_records_that_are_no_pages():
 
 def test_bad_lines_and_files_are_set_aside(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\nno json\n{"other": 1}\n{"text": "two"}\n')
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n' + b'{"text": "' + os.urandom(9000).hex().encode() + b'"}\n')[:-3000])
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        gzip.compress(b'{"text": "three"}\n' + b'{"text": "' + os.urandom(9000).hex().encode() + b'"}\n')[:-3000]
+    )
     (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / "d.html").write_bytes(b"<p>" + b"x" * 5000)
     faults: list[str] = []
-    read = lambda name, kind, largest=10**6: [d.text for d in read_file(InputFile("s", str(tmp_path / name), kind, 0), largest, lambda place, why: faults.append(why))]  # noqa: E731
+
+    def read(name: str, kind: str, largest: int = 10**6) -> list[str]:
+        file = InputFile("s", str(tmp_path / name), kind, 0)
+        return [d.text for d in read_file(file, largest, lambda place, why: faults.append(why))]
+
     assert read("a.jsonl", "jsonl") == ["one", "two"] and len(faults) == 2
     assert read("b.jsonl.gz", "jsonl") == ["three"] and len(faults) == 4  # the damage, and the line that it cut
     assert read("c.parquet", "parquet") == [] and len(faults) == 5
@@ -110,12 +156,14 @@ def test_bad_lines_and_files_are_set_aside(tmp_path):
 
 def test_unreachable_places_are_counted_and_missing_folders_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    inputs = list_inputs(Recipe(source=[Source("web", "http://127.0.0.1:9/crawl.warc.gz"), Source("own", str(tmp_path))]))
-    assert len(inputs.tasks) == 1 or inputs.bad
+    inputs = list_inputs(
+        Recipe(source=[Source("web", "http://127.0.0.1:9/crawl.warc.gz"), Source("own", str(tmp_path))])
+    )
+    assert [f.source for f in inputs.tasks[0]] == ["own"] and [b.source for b in inputs.bad] == ["web"]
     with pytest.raises(UserError, match="does not exist"):
         list_inputs(Recipe(source=[Source("own", str(tmp_path / "nothing"))]))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no file of a known kind"):
-        (tmp_path / "empty").mkdir()
         list_inputs(Recipe(source=[Source("own", str(tmp_path / "empty"))]))
 
 
@@ -129,7 +177,9 @@ def test_files_are_shared_out_by_size(tmp_path):
 
 
 def test_folder_licence(tmp_path):
-    (tmp_path / "LICENSE.txt").write_text("Permission is hereby granted, free of charge, to any person obtaining a copy")
+    (tmp_path / "LICENSE.txt").write_text(
+        "Permission is hereby granted, free of charge, to any person obtaining a copy"
+    )
     (tmp_path / "src" / "gpl").mkdir(parents=True)
     (tmp_path / "src" / "gpl" / "COPYING").write_text("GNU GENERAL PUBLIC LICENSE\nVersion 2")
     assert folder_licence(str(tmp_path / "src" / "a.py")) == "MIT"
@@ -139,13 +189,20 @@ def test_folder_licence(tmp_path):
 def test_marks_against_a_dictionary():
     rng = random.Random(3)
     for copies in (1, 2, 4):
-        tables = [np.array(sorted((rng.randrange(12), doc) for doc in range(rng.randrange(9))), dtype=repeats.PAIR) for _ in range(5)]
+        tables = [
+            np.array(sorted((rng.randrange(12), doc) for doc in range(rng.randrange(9))), dtype=repeats.PAIR)
+            for _ in range(5)
+        ]
         seen: dict[int, list[tuple[int, int]]] = {}
         for task, table in enumerate(tables):
             for key, doc in table.tolist():
                 seen.setdefault(key, []).append((task, doc))
-        expected = {(key, *place) for key, places in seen.items() if len(places) > copies for place in sorted(places)[1:]}
-        found = {(key, task, doc) for task, table in enumerate(repeats.marks(tables, copies)) for key, doc in table.tolist()}
+        expected = {
+            (key, *place) for key, places in seen.items() if len(places) > copies for place in sorted(places)[1:]
+        }
+        found = {
+            (key, task, doc) for task, table in enumerate(repeats.marks(tables, copies)) for key, doc in table.tolist()
+        }
         assert found == expected
     assert repeats.marks([], 1) == [] and [len(m) for m in repeats.marks([np.zeros(0, repeats.PAIR)], 1)] == [0]
 
@@ -171,13 +228,17 @@ def test_near_duplicates_over_tasks_are_those_of_one_list(tmp_path):
     assert len(expected) > 30
     cuts = [0, 40, 41, 41, len(texts)]  # one task has a single document, one has none
     folder = str(tmp_path)
-    for rank, (a, b) in enumerate(zip(cuts, cuts[1:])):
+    for rank, (a, b) in enumerate(itertools.pairwise(cuts)):
         step = near.Signatures(folder)
         list(step.run((Document(t, str(n)) for n, t in enumerate(texts[a:b])), rank, 4))
     for band in range(BANDS):
         list(near.bands(folder).run(None, band, BANDS) or ())
     list(near.Compare(folder).run())
-    found = [cuts[rank] + doc for rank in range(4) for doc in repeats.read_marks(near.get_datafolder(folder), "near", rank)["doc"].tolist()]
+    found = [
+        cuts[rank] + doc
+        for rank in range(4)
+        for doc in repeats.read_marks(near.get_datafolder(folder), "near", rank)["doc"].tolist()
+    ]
     assert found == expected
 
 
@@ -255,23 +316,38 @@ def raw(tmp_path_factory) -> Path:
     en, zh = [prose(rng) for _ in range(40)], [prose(rng, "zh") for _ in range(30)]
     for name in ("crawl", "own", "code"):
         (folder / name).mkdir()
-    html = lambda text: f"<html><body><nav><a href='/'>Home</a></nav><article><h1>{text[:20]}</h1><p>{text}</p></article></body></html>".encode()  # noqa: E731
     for k in range(3):
-        rows = [record(html(t), url=f"http://site{k}.example/{n}") for n, t in enumerate(en[k * 10 : k * 10 + 10] + zh[k * 5 : k * 5 + 5])]
+        rows = [
+            record(html(t), url=f"http://site{k}.example/{n}")
+            for n, t in enumerate(en[k * 10 : k * 10 + 10] + zh[k * 5 : k * 5 + 5])
+        ]
         rows += [record(html(prose(rng)), url="http://spam.example/"), record(b"<div>" * 3000 + html(prose(rng)))]
         data = b"".join(gzip.compress(r) for r in rows)
         (folder / "crawl" / f"{k}.warc.gz").write_bytes(data[:-40] if k == 2 else data)
     exam = prose(rng)
     line = "This very same sentence stands at the end of every page of this site."
-    own = [*en[30:], *zh[15:], en[0], zh[1], en[31].replace("town", "city", 1), exam + " " + prose(rng), "click " * 3 + "shitword " * 9 + prose(rng)]
+    own = [
+        *en[30:],
+        *zh[15:],
+        en[0],
+        zh[1],
+        en[31].replace("town", "city", 1),
+        exam + " " + prose(rng),
+        prose(rng).replace("the", "shitword"),
+        "  " + en[32],
+    ]
     own += [prose(rng) + "\n" + line for _ in range(6)] + [prose(rng) + " Write to anna@example.com."]
     (folder / "own" / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in own) + "broken\n")
     (folder / "exam.txt").write_text(exam)
     (folder / "words.txt").write_text("shitword\n")
     (folder / "addresses.txt").write_text("spam.example\n")
-    (folder / "code" / "LICENSE").write_text("Permission is hereby granted, free of charge, to any person obtaining a copy")
+    (folder / "code" / "LICENSE").write_text(
+        "Permission is hereby granted, free of charge, to any person obtaining a copy"
+    )
     (folder / "code" / "a.py").write_text("def area(width, height):\n    return width * height\n\n" * 4)
-    (folder / "code" / "b.py").write_text("# SPDX-License-Identifier: GPL-3.0-only\n" + "def other(x):\n    return x\n" * 9)
+    (folder / "code" / "b.py").write_text(
+        "# SPDX-License-Identifier: GPL-3.0-only\n" + "def other(x):\n    return x\n" * 9
+    )
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
 
@@ -290,24 +366,33 @@ def test_the_whole_way(raw, built):
     corpus = Run(built).need("corpus")
     documents = read_documents(corpus.file("train.parquet")) + read_documents(corpus.file("heldout.parquet"))
     steps = {s["step"]: s for s in corpus.card["metrics"]["funnel"]}
-    assert steps["read"]["dropped"] == {'a.jsonl, line 51 is no JSON (Expecting value: line 1 column…': 1, "the file ends within a gzip member": 1}
+    assert steps["read"]["dropped"] == {"line N is no JSON": 1, "the file ends within a gzip member": 1}
     assert steps["addresses"]["dropped"] == {"on the list": 3}
     assert steps["licences"]["dropped"] == {"GPL-3.0": 1}
     assert steps["extract"]["dropped"] == {"tags nested too deep": 2}  # the third was cut off with the file's end
     assert steps["words"]["dropped"] == {"many listed words": 1}
     assert steps["decontaminate"]["dropped"] == {"a piece of an examination": 1}
-    assert steps["exact duplicates"]["dropped"] == {"same text": 2} or steps["near duplicates"]["dropped"]["nearly the same text"] >= 2
+    assert steps["exact duplicates"]["dropped"] == {"same text": 1}
+    assert steps["near duplicates"]["dropped"] == {"nearly the same text": 3}
     assert steps["repeated lines"]["docs_in"] == steps["repeated lines"]["docs_out"]
     assert sum("This very same sentence" in d.text for d in documents) == 1
     assert sum("[email]" in d.text for d in documents) == 1 and not any("anna@" in d.text for d in documents)
-    assert {d.lang for d in documents} == {"en", "zh", "code"} and {d.source for d in documents} == {"crawl", "own", "code"}
+    assert {d.lang for d in documents} == {"en", "zh", "code"} and {d.source for d in documents} == {
+        "crawl",
+        "own",
+        "code",
+    }
     order = list(steps.values())
-    for before, after in zip(order, order[1:]):
+    for before, after in itertools.pairwise(order):
         assert before["docs_out"] == after["docs_in"] and before["bytes_out"] == after["bytes_in"]
     report = json.loads(corpus.file("funnel.json").read_text())
     assert report["sources"]["crawl"]["addresses"]["docs_in"] == report["sources"]["crawl"]["addresses"]["docs_out"] + 3
     page = corpus.file("funnel.html").read_text()
-    assert "45.0 TB" in page and "on the list: 3" in page and "http" not in page.replace("http://", "", 0).split("<style>")[0]
+    assert (
+        "45.0 TB" in page
+        and "on the list: 3" in page
+        and "http" not in page.replace("http://", "", 0).split("<style>")[0]
+    )
     assert not Run(built).work("corpus").exists()
     quarantine = [json.loads(line) for line in corpus.file("quarantine.jsonl").read_text().splitlines()]
     assert Counter(q["source"] for q in quarantine) == {"crawl": 1, "own": 1}
@@ -320,7 +405,18 @@ def test_tokenizer_reads_it(built):
 
 def test_a_killed_worker_changes_nothing(raw, built):
     """One worker is killed; the command itself replaces it and ends with the same bytes."""
-    command = [sys.executable, "-m", "jielong.cli", "corpus", "build", str(raw / "recipe.toml"), "--workers", "2", "--run", str(raw / "two")]
+    command = [
+        sys.executable,
+        "-m",
+        "jielong.cli",
+        "corpus",
+        "build",
+        str(raw / "recipe.toml"),
+        "--workers",
+        "2",
+        "--run",
+        str(raw / "two"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     killed = False
     while process.poll() is None:
@@ -374,12 +470,14 @@ def test_nothing_left_says_why(tmp_path):
 
 
 def test_weights_and_epochs(raw, tmp_path):
-    recipe = RECIPE.replace('name = "own"', 'name = "own"\nweight = 2\nepochs = 3').replace('name = "crawl"', 'name = "crawl"\nweight = 1')
+    recipe = RECIPE.replace('name = "own"', 'name = "own"\nweight = 2\nepochs = 3').replace(
+        'name = "crawl"', 'name = "crawl"\nweight = 1'
+    )
     (raw / "weights.toml").write_text(recipe.replace('name = "code"', 'name = "code"\nweight = 0.001'))
     assert main(["corpus", "build", str(raw / "weights.toml"), "--workers", "1", "--run", str(tmp_path / "run")]) == 0
     documents = read_documents(Run(tmp_path / "run").need("corpus").file("train.parquet"))
     assert len({d.id for d in documents}) == len(documents) and any("#3" in d.id for d in documents)
-    chars = Counter()
+    tokens = Counter()
     for d in documents:
-        chars[d.source] += len(d.text)
-    assert 1.5 < chars["own"] / chars["crawl"] < 2.6
+        tokens[d.source] += measure(d.text)[3]
+    assert 1.6 < tokens["own"] / tokens["crawl"] < 2.4

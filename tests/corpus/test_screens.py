@@ -82,7 +82,10 @@ def test_web_rules_keep_prose_and_name_the_fault(text, lang):
     assert web_reason("\n".join(f"{line}..." for line in lines if line), lang) == "lines cut off"
     assert web_reason(re.sub(r"[.,，。：、]", " ", text).replace("\n", " "), lang) == "no sentences"
     assert web_reason(text + " lorem ipsum", lang) == "lorem ipsum"
-    assert web_reason((lines[0] + comma) * 9 + lines[1] + stop, lang) in ("repeated phrases", "one phrase again and again")
+    assert web_reason((lines[0] + comma) * 9 + lines[1] + stop, lang) in (
+        "repeated phrases",
+        "one phrase again and again",
+    )
     assert web_reason(text + ("\n" + lines[0] + stop) * 4, lang) == "repeated lines"
     assert web_reason(text, "fr") is None
 
@@ -148,14 +151,22 @@ def test_decontamination_against_the_definition(tmp_path):
         hits += index.contains(text)
     assert 40 < hits < 360
     zh = ExamIndex.of([ZH])
-    assert zh.contains("他說：" + ZH[10 : 14 + CHARACTERS] + "，然後走了。") and not zh.contains(ZH[10 : 6 + CHARACTERS] + "。")
+    assert zh.contains("他說：" + ZH[10 : 14 + CHARACTERS] + "，然後走了。") and not zh.contains(
+        ZH[10 : 6 + CHARACTERS] + "。"
+    )
 
 
 def test_lists():
     addresses = AddressList(["spam.example", "good.example/bad/", "https://www.Third.example"])
     for url in ("http://spam.example/x", "https://www.a.spam.example", "good.example/bad/1", "http://third.example"):
         assert addresses.blocks(url), url
-    for url in ("http://notspam.example", "http://good.example/better", "", "http://[", "http://x.example/spam.example"):
+    for url in (
+        "http://notspam.example",
+        "http://good.example/better",
+        "",
+        "http://[",
+        "http://x.example/spam.example",
+    ):
         assert not addresses.blocks(url), url
     words = WordList(["ass", "blow job", "傻逼", "賭場", "性"])
     assert words.count("An ass, a Blow Job; 賭場 and 赌场, 傻逼!") == 5
@@ -177,7 +188,12 @@ def test_licences():
 
 def test_addresses_are_private_and_roads_are_not():
     rng = random.Random(5)
-    for secret in ("台北市信義區市府路45號12樓", "新竹縣竹北市光明六路10號", "1600 Pine Avenue, Apt 5", "22 North Oak St."):
+    for secret in (
+        "台北市信義區市府路45號12樓",
+        "新竹縣竹北市光明六路10號",
+        "1600 Pine Avenue, Apt 5",
+        "22 North Oak St.",
+    ):
         assert scrub(f"x {secret} y", addresses=True)[0] == "x [address] y", secret
         assert scrub(f"x {secret} y")[1]["address"] == 0
     harmless = "中山路很長，路上有 3 家店。第45號法案。In 1945 Main Street was long; Route 66. 依本法第三條第二項規定，編號12號。"
@@ -229,9 +245,14 @@ def test_classifier_commands(tmp_path):
     rng = random.Random(7)
     sentences = re.split(r"(?<=[.。])", EN + ZH)
     rows = ["".join(rng.sample(sentences, 4)) for _ in range(120)]
-    junk = [" ".join(rng.sample(["cheap", "shoes", "buy", "click", "free", "now", "便宜", "點擊", "免費"], 6)) + str(n) for n in range(120)]
+    junk = [
+        " ".join(rng.sample(["cheap", "shoes", "buy", "click", "free", "now", "便宜", "點擊", "免費"], 6)) + str(n)
+        for n in range(120)
+    ]
     for name, texts in (("good", rows), ("bad", junk)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{t.strip()}"}}\n' for t in (s.replace("\n", " ") for s in texts)))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(f'{{"text": "{t.strip()}"}}\n' for t in (s.replace("\n", " ") for s in texts))
+        )
     paths = {"good": (tmp_path / "good.jsonl",), "bad": (tmp_path / "bad.jsonl",)}
     said: list[str] = []
     found = classifier.run(ClassifierConfig("train", tmp_path / "c", **paths), said.append)

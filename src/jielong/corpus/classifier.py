@@ -192,4 +192,7 @@ def _where(texts: list[str], mask: np.ndarray) -> Iterator[str]:
 
 
 def _plain(config: ClassifierConfig) -> dict[str, Any]:
-    return {k: [str(p) for p in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    return {
+        k: [str(p) for p in v] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
+        for k, v in asdict(config).items()
+    }

@@ -50,7 +50,7 @@ class ExamIndex:
         return cls.of(lines)
 
     def save(self, path: Path) -> None:
-        np.savez(path, **{str(size): hashes for size, hashes in self.grams.items()})
+        np.savez(path, allow_pickle=False, **{str(size): hashes for size, hashes in self.grams.items()})
 
     @classmethod
     def load(cls, path: Path) -> ExamIndex:

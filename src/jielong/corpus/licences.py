@@ -8,8 +8,41 @@ PERMISSIVE = frozenset(
     ["MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unlicense", "CC0-1.0", "Zlib", "0BSD", "BSL-1.0"]
 )
 CODE_SUFFIXES = frozenset(
-    ".py .js .ts .jsx .tsx .java .c .h .cc .cpp .hpp .cs .go .rs .rb .php .swift .kt .scala .lua .pl .r .jl .hs .ml .ex .sh .sql "
-    ".m .dart .html .css .vue".split()
+    [
+        ".py",
+        ".js",
+        ".ts",
+        ".jsx",
+        ".tsx",
+        ".java",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".cs",
+        ".go",
+        ".rs",
+        ".rb",
+        ".php",
+        ".swift",
+        ".kt",
+        ".scala",
+        ".lua",
+        ".pl",
+        ".r",
+        ".jl",
+        ".hs",
+        ".ml",
+        ".ex",
+        ".sh",
+        ".sql",
+        ".m",
+        ".dart",
+        ".html",
+        ".css",
+        ".vue",
+    ]
 )
 LICENCE_FILES = ("license", "licence", "copying", "unlicense")
 
@@ -29,7 +62,10 @@ _TEXTS = [
     ("Zlib", r"the origin of this software must not be misrepresented"),
     ("BSD-3-Clause", r"Redistribution and use in source and binary forms[\s\S]*Neither the name"),
     ("BSD-2-Clause", r"Redistribution and use in source and binary forms"),
-    ("ISC", r"Permission to use, copy, modify, and/?(?:or)? ?distribute this software for any purpose with or without fee is"),
+    (
+        "ISC",
+        r"Permission to use, copy, modify, and/?(?:or)? ?distribute this software for any purpose with or without fee is",
+    ),
     ("MIT", r"Permission is hereby granted, free of charge, to any person obtaining a copy"),
 ]
 _SPDX = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.\-+]++)(?!\s*(?:OR|AND|WITH))")

@@ -35,7 +35,9 @@ def web_reason(text: str, lang: str) -> str | None:
         return None
     found = units(text, lang)
     lines = [line for line in text.split("\n") if line.strip()]
-    return _length(found, lang) or _words(text, found, lang) or _lines(lines, len(found), lang) or _repetition(found, lang)
+    return (
+        _length(found, lang) or _words(text, found, lang) or _lines(lines, len(found), lang) or _repetition(found, lang)
+    )
 
 
 def _length(found: list[str], lang: str) -> str | None:

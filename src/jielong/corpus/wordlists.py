@@ -17,7 +17,9 @@ def read_list(path: Path) -> list[str]:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"The list {path} cannot be read ({error}); it must be a UTF-8 text, one entry a line.") from error
+        raise UserError(
+            f"The list {path} cannot be read ({error}); it must be a UTF-8 text, one entry a line."
+        ) from error
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -53,7 +55,11 @@ class WordList:
         others = {w.lower() for w in words if not HAN.search(w)}
         parts = []
         if others:
-            parts.append(r"(?<![^\W_])(?:" + "|".join(map(re.escape, sorted(others, key=lambda w: (-len(w), w)))) + r")(?![^\W_])")
+            parts.append(
+                r"(?<![^\W_])(?:"
+                + "|".join(map(re.escape, sorted(others, key=lambda w: (-len(w), w))))
+                + r")(?![^\W_])"
+            )
         if chinese:
             parts.append("|".join(map(re.escape, sorted(chinese, key=lambda w: (-len(w), w)))))
         self.pattern = re.compile("|".join(parts)) if parts else None

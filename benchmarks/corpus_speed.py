@@ -3,7 +3,7 @@
     python benchmarks/corpus_speed.py PATH   # the folder html/ of article-extraction-benchmark
 
 Theirs: trafilatura, Gopher's repetition and quality filters, C4's, FineWeb's, MinHash signatures, writer. They need
-`pip install spacy nltk xxhash ftfy`, but no download. Theirs has no language filter here, since that would
+`pip install spacy nltk 'xxhash<4' ftfy`, but no download. Theirs has no language filter here, since that would
 download fastText's model; ours has one, and repairs encodings, and writes keys of exact duplicates as well.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
+from loguru import logger
 
 from jielong.corpus.build.near import Signatures
 from jielong.corpus.build.read import Store
@@ -55,7 +56,7 @@ def theirs(folder: str) -> list[Any]:
     return [
         Trafilatura(favour_precision=True), GopherRepetitionFilter(), GopherQualityFilter(),
         C4QualityFilter(filter_no_terminal_punct=False), FineWebQualityFilter(),
-        MinhashDedupSignature(f"{folder}/signatures"), JsonlWriter(f"{folder}/out"),
+        JsonlWriter(f"{folder}/out"), MinhashDedupSignature(f"{folder}/signatures"),
     ]  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def seconds(steps: Callable[[str], list[Any]], pages: list[str]) -> tuple[float,
         started, wall = _processor(), time.perf_counter()
         for step in chain:
             data = step(data, 0, 1)
-        for _ in data:
+        for _ in data or ():  # their last step hands nothing on
             pass
         return _processor() - started, time.perf_counter() - wall
 
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    logger.remove()  # datatrove's log
     pages = [gzip.decompress(p.read_bytes()).decode("utf-8", "replace") for p in sorted(args.path.glob("*.html.gz"))]
     size = sum(len(p.encode()) for p in pages) / 1e6
     seconds(ours, pages[:5]), seconds(theirs, pages[:5])  # imports and models

@@ -136,7 +136,7 @@ def measure(classifier: Classifier, texts: list[str], good: np.ndarray) -> dict[
     right = int((kept & (good == 1)).sum())
     return {
         "auc": round(a, 4),
-        "interval": [round(max(0.0, a - 1.96 * error), 4), round(min(1.0, a + 1.96 * error), 4)],
+        "interval": [round(float(max(0.0, a - 1.96 * error)), 4), round(float(min(1.0, a + 1.96 * error)), 4)],
         "precision": round(right / max(1, int(kept.sum())), 4),
         "recall": round(right / n1, 4),
         "good": n1,

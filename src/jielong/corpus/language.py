@@ -88,7 +88,8 @@ def _scripts() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def identify(text: str) -> str:
-    """en, zh-Hant, zh-Hans, yue (written Cantonese), ja, ko, the code of another language, or other.
+    """en, zh-Hant, zh-Hans, yue (written Cantonese), ja, ko, the code of another language in Latin letters,
+    or other.
 
     From the first 4,000 characters. Script decides first; Simplified from Traditional by the characters that only one
     of them has, Cantonese by its own characters; English from other Latin languages by its function words, else by

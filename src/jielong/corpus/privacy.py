@@ -19,7 +19,7 @@ ADDRESS = re.compile(
     rf"(?:[\u4e00-\u9fff]{{2}}[縣市])?(?:[\u4e00-\u9fff]{{1,3}}[鄉鎮市區])?[\u4e00-\u9fff]{{1,5}}(?:路|街|大道)(?:{_NUMBER}段)?"
     rf"(?:{_NUMBER}巷)?(?:{_NUMBER}弄)?{_NUMBER}(?:[之\-]{_NUMBER})?號(?:{_NUMBER}樓(?:之{_NUMBER})?)?|"
     # English: number, name in capitals, kind of street, perhaps a flat
-    r"\b(?<![Ii]n )\d{1,5}(?: [NSEW]\.?)?(?: [A-Z][a-z]+){1,3} (?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct)\b\.?"
+    r"\b(?<![Ii]n )\d{1,5}(?: [NSEW]\.?)?(?: [A-Z][a-z]+){1,3} (?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr)\b\.?"
     r"(?:,? (?:Apt|Suite|Unit|#)\.? ?\d+[A-Z]?)?"
 )
 ID_LETTERS = "ABCDEFGHJKLMNPQRSTUVXYWZIO"  # their order gives the numbers 10 to 35

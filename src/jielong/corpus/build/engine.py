@@ -66,11 +66,11 @@ class _Pool:
                 run_task(executor, rank)
             return
         self.pool = self.pool or ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
-        tasks = [self.pool.submit(run_task, executor, rank) for rank in ranks]
-        done, left = wait(tasks, return_when=FIRST_EXCEPTION)
-        for task in left:
-            task.cancel()
         try:
+            tasks = [self.pool.submit(run_task, executor, rank) for rank in ranks]
+            done, left = wait(tasks, return_when=FIRST_EXCEPTION)
+            for task in left:
+                task.cancel()
             for task in done:
                 task.result()
         except BrokenProcessPool as error:
@@ -158,5 +158,7 @@ def submit_slurm(stages: list[Stage], logs: Path, workers: int, cluster: Cluster
     try:
         executor.run()
     except FileNotFoundError as error:
-        raise UserError("There is no sbatch here; --engine slurm must be started on a machine of the cluster.") from error
+        raise UserError(
+            "There is no sbatch here; --engine slurm must be started on a machine of the cluster."
+        ) from error
     return str(executor.job_id)

@@ -153,7 +153,11 @@ def crawl(steps: list[dict[str, Any]]) -> dict[str, Any]:
     """What `CRAWL_BYTES` would become: bytes and tokens after every step, if it fell at the rates of this corpus."""
     first = steps[0]["bytes_out"] if steps else 0
     rows = [
-        {"step": s["step"], "bytes": round(CRAWL_BYTES * s["bytes_out"] / first), "tokens": round(CRAWL_BYTES * s["tokens_out"] / first)}
+        {
+            "step": s["step"],
+            "bytes": round(CRAWL_BYTES * s["bytes_out"] / first),
+            "tokens": round(CRAWL_BYTES * s["tokens_out"] / first),
+        }
         for s in steps
         if first
     ]

@@ -96,12 +96,16 @@ def _files_of(source: Source) -> tuple[list[InputFile], list[Bad]]:
                 bad.append(Bad(source.name, name, f"unknown kind {PurePosixPath(name).suffix or '(none)'}"))
                 continue
             size = fs.info(name).get("size") or 0
-            rows.append(InputFile(source.name, fs.unstrip_protocol(name) if not local else name, kind, size, source.text))
+            rows.append(
+                InputFile(source.name, fs.unstrip_protocol(name) if not local else name, kind, size, source.text)
+            )
         return rows, bad
     except ImportError as error:
         raise UserError(f"{source.path} needs another package: {str(error).splitlines()[0]}.") from error
     except ValueError as error:  # a protocol that fsspec does not know
-        raise UserError(f"{source.path} cannot be read: {error}; fsspec {fsspec.__version__} knows s3, https, hf, …") from error
+        raise UserError(
+            f"{source.path} cannot be read: {error}; fsspec {fsspec.__version__} knows s3, https, hf, …"
+        ) from error
     except Exception as error:  # each kind of store has its own errors
         if local:
             raise UserError(f"{source.path} of source {source.name} does not exist or cannot be read.") from error

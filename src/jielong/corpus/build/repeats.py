@@ -8,6 +8,7 @@ documents one wrong pair is expected in 37 runs.
 from __future__ import annotations
 
 import re
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -60,11 +61,14 @@ class Keys(PipelineStep):
         self.keys = keys
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        pairs = []
+        keys, docs = array("Q"), array("I")
         for number, document in enumerate(data):
-            pairs += [(key, number) for key in self.keys(document)]
+            found = self.keys(document)
+            keys.extend(found)
+            docs.extend([number] * len(found))
             yield document
-        table = np.array(pairs, dtype=PAIR)
+        table = np.zeros(len(keys), dtype=PAIR)
+        table["key"], table["doc"] = keys, docs
         for shard in range(SHARDS):
             part = table[table["key"] % SHARDS == shard]
             with self.folder.open(f"keys/{self.what}/{shard:02d}/{rank:05d}", "wb") as f:

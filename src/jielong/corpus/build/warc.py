@@ -19,6 +19,7 @@ from jielong.errors import UserError
 BLOCK = 1 << 16
 GZIP = b"\x1f\x8b\x08"
 START = b"WARC/1."
+LONGEST_HELD = 1 << 25  # unpacked bytes of an unfinished member; a file that is one member is handed out as it comes
 LONGEST_HEADER = 1 << 16
 LONGEST_MEMBER = 1 << 22  # packed bytes that are kept to look for what was missed
 CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([A-Za-z0-9_\-]{2,20})", re.I)
@@ -31,8 +32,8 @@ class Damaged(Exception):
 class Inflate:
     """gzip members, one after another. `read` raises Damaged once for every damaged place.
 
-    `whole`: what was unpacked of a damaged member is thrown away, for files of one record per member; otherwise it
-    is handed out before the error.
+    `whole`: a member is handed out when it is finished and sound, for files of one record per member; otherwise what was
+    unpacked of a damaged one comes before the error.
     """
 
     def __init__(self, raw: Any, whole: bool = True):
@@ -48,16 +49,21 @@ class Inflate:
 
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes (-1: everything); b"" at the end."""
-        while (size < 0 or len(self.ready) < size) and not self.fault and self._more():
+        while (size < 0 or self._sure() < size) and not self.fault and self._more():
             pass
-        if self.fault and not self.ready:
+        have = self._sure()
+        if self.fault and not have:
             fault, self.fault = self.fault, ""
             raise Damaged(fault)
-        size = len(self.ready) if size < 0 else size
+        size = have if size < 0 else min(size, have)
         data = bytes(self.ready[:size])
         del self.ready[:size]
         self.sound = max(0, self.sound - size)
         return data
+
+    def _sure(self) -> int:
+        """Bytes that may be handed out: those of finished members, whose checksums were right, unless one is enormous."""
+        return self.sound if self.whole and len(self.ready) < LONGEST_HELD else len(self.ready)
 
     def _fail(self, why: str) -> None:
         self.fault = why

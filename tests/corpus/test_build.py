@@ -30,7 +30,7 @@ from jielong.corpus import build
 from jielong.corpus.build import near, repeats
 from jielong.corpus.build.funnel import measure
 from jielong.corpus.build.mix import picked, shares
-from jielong.corpus.build.recipe import Source, load_recipe
+from jielong.corpus.build.recipe import Recipe, Source, load_recipe, same_corpus
 from jielong.corpus.dedup import BANDS, near_duplicates, signatures
 from jielong.corpus.documents import read_documents
 from jielong.errors import UserError
@@ -313,6 +313,12 @@ def test_another_recipe_does_not_continue_the_first(raw):
         build.run(CorpusBuildConfig(raw / "recipe.toml", run=raw / "four"), Run(raw / "four"))
 
 
+def test_only_the_cluster_may_differ():
+    one, other, third = Recipe(), Recipe(), Recipe(seed=2)
+    other.cluster.memory = 64
+    assert same_corpus(one) == same_corpus(other) != same_corpus(third)
+
+
 def test_nothing_left_says_why(tmp_path):
     (tmp_path / "a.txt").write_text("Zu kurz und deutsch.")
     (tmp_path / "r.toml").write_text("[[source]]\nname = 'a'\npath = 'a.txt'\n")
@@ -325,7 +331,10 @@ def test_weights_and_epochs(raw, tmp_path):
     )
     (raw / "weights.toml").write_text(recipe.replace('name = "code"', 'name = "code"\nweight = 0.001'))
     assert main(["corpus", "build", str(raw / "weights.toml"), "--workers", "1", "--run", str(tmp_path / "run")]) == 0
-    documents = read_documents(Run(tmp_path / "run").need("corpus").file("train.parquet"))
+    corpus = Run(tmp_path / "run").need("corpus")
+    documents, held = (read_documents(corpus.file(f"{name}.parquet")) for name in ("train", "heldout"))
+    assert "own" in {d.source for d in held} and not any("#" in d.id for d in held)
+    assert not {d.id for d in held} & {d.id.partition("#")[0] for d in documents}
     assert len({d.id for d in documents}) == len(documents) and any("#3" in d.id for d in documents)
     tokens = Counter()
     for d in documents:

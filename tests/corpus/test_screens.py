@@ -114,6 +114,7 @@ def test_language_and_script():
 def test_tag_depth():
     page = "<html><body><div><p>a<br><img src='x'></div><div><span>b</span></div></body></html>"
     assert tag_depth(page) == 4
+    assert tag_depth("<div><script>" + "<a>" * 9 + "</script></div><DIV><b>" + "<style><i>") == 2
     assert tag_depth("<div>" * 5000) == 5000 and tag_depth("</div>" * 9 + "<b>") == 1 and tag_depth("<" * 10**6) == 0
 
 

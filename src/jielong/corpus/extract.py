@@ -26,7 +26,8 @@ def normalise(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*?(/?)>")
+_TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)[^<>]*?(/?)>")
+_CODE = ("script", "style")
 _VOID = frozenset(
     [
         "area",
@@ -60,11 +61,16 @@ def tag_depth(html: str) -> int:
 
     Parsers and tree walks take time and stack with the depth, and a page can be made of a million open tags.
     """
-    depth = deepest = 0
-    for match in _TAG.finditer(html):
+    depth = deepest = at = 0
+    lower = html.lower()
+    while match := _TAG.search(lower, at):
         close, name, empty = match.groups()
-        if empty or name.lower() in _VOID:
-            continue
-        depth = max(0, depth - 1) if close else depth + 1
-        deepest = max(deepest, depth)
+        at = match.end()
+        if name in _CODE and not close:
+            at = lower.find(f"</{name}", at)  # programs write pages, too; their tags are no tags of this one
+            if at < 0:
+                break
+        elif not empty and name not in _VOID and name not in _CODE:
+            depth = max(0, depth - 1) if close else depth + 1
+            deepest = max(deepest, depth)
     return deepest

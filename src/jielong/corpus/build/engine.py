@@ -101,7 +101,7 @@ def run_ray(stages: list[Stage], logs: Path, workers: int, cluster: Cluster, tel
     """
     try:
         import loguru
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("--engine ray needs Ray; `pip install 'jielong[scale]' ray`.") from error
     from datatrove.executor.ray import RayPipelineExecutor

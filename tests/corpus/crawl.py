@@ -5,23 +5,9 @@ from __future__ import annotations
 import random
 
 WORDS = [
-    "river",
-    "hill",
-    "town",
-    "market",
-    "school",
-    "mill",
-    "railway",
-    "valley",
-    "farmer",
-    "wheat",
-    "barley",
-    "sheep",
-    "meadow",
-    "spring",
-    "water",
-    "bridge",
-]
+    "river", "hill", "town", "market", "school", "mill", "railway", "valley", "farmer", "wheat", "barley", "sheep",
+    "meadow", "spring", "water", "bridge",
+]  # fmt: skip
 HAN = "河山城鎮市場學校工廠鐵路谷農夫小麥羊草春天水橋車站旅客老樹花鳥雨雪風月日星"
 
 

@@ -7,43 +7,11 @@ import re
 PERMISSIVE = frozenset(
     ["MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unlicense", "CC0-1.0", "Zlib", "0BSD", "BSL-1.0"]
 )
-CODE_SUFFIXES = frozenset(
-    [
-        ".py",
-        ".js",
-        ".ts",
-        ".jsx",
-        ".tsx",
-        ".java",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-        ".cs",
-        ".go",
-        ".rs",
-        ".rb",
-        ".php",
-        ".swift",
-        ".kt",
-        ".scala",
-        ".lua",
-        ".pl",
-        ".r",
-        ".jl",
-        ".hs",
-        ".ml",
-        ".ex",
-        ".sh",
-        ".sql",
-        ".m",
-        ".dart",
-        ".html",
-        ".css",
-        ".vue",
-    ]
-)
+CODE_SUFFIXES = frozenset([
+    ".py", ".js", ".ts", ".jsx", ".tsx", ".java", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".rs", ".rb",
+    ".php", ".swift", ".kt", ".scala", ".lua", ".pl", ".r", ".jl", ".hs", ".ml", ".ex", ".sh", ".sql", ".m", ".dart",
+    ".html", ".css", ".vue",
+])  # fmt: skip
 LICENCE_FILES = ("license", "licence", "copying", "unlicense")
 
 # phrases that only one licence has, the more special ones first

@@ -160,7 +160,7 @@ def _filled(kind: Any, value: Any, where: str) -> Any:
         for f in dataclasses.fields(kind):
             if f.default is f.default_factory is dataclasses.MISSING and f.name not in value:
                 raise UserError(f"{where} needs an entry {f.name!r}.")
-        return kind(**{name: _filled(hints[name], v, f"{where}: {name}") for name, v in value.items()})
+        return kind(**{name: _filled(hints[name], v, f"{where}: {name}") for name, v in value.items()})  # type: ignore[operator]
     if get_origin(kind) is list:
         if not isinstance(value, list):
             raise UserError(f"{where} must be a list.")

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jielong.cli import COMMANDS, parse
+from jielong.cli import COMMANDS, parse, split
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "README.zh-TW.md", "docs/guide.md", "docs/guide.zh-TW.md"]
@@ -34,7 +34,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_documented_command(command):
-    _, name, *args = shlex.split(command)
+    name, args = split(shlex.split(command)[1:])
     assert name in COMMANDS
     parse(name, args)
 

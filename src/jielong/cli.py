@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from jielong.config import (
     DEFAULT_RUN,
     ChatConfig,
+    ClassifierConfig,
+    CorpusBuildConfig,
     CorpusConfig,
     EvaluateConfig,
     ExportConfig,
@@ -35,6 +37,8 @@ from jielong.errors import UserError
 COMMANDS: dict[str, tuple[type, str]] = {
     "raise": (RaiseConfig, "raw text → a ChatGPT: every stage in order"),
     "corpus": (CorpusConfig, "raw text → clean documents"),
+    "corpus build": (CorpusBuildConfig, "the same from a recipe: crawls, many files, clusters"),
+    "corpus classifier": (ClassifierConfig, "good and bad examples → a quality classifier"),
     "tokenizer": (TokenizerConfig, "clean documents → vocabulary"),
     "pretrain": (PretrainConfig, "clean tokens → base model"),
     "finetune": (FinetuneConfig, "base model + teacher → assistant"),
@@ -53,6 +57,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 WITH_RUN = {
     "raise",
+    "corpus build",
+    "corpus classifier",
     "chat",
     "serve",
     "import",
@@ -63,7 +69,15 @@ WITH_RUN = {
     "improve",
     "rollback",
 }  # nothing need be added to their settings
-POSITIONAL = {"import": "source", "export": "run", "feedback": "action", "improve": "run", "rollback": "run"}
+POSITIONAL = {
+    "corpus build": "recipe",
+    "corpus classifier": "action",
+    "import": "source",
+    "export": "run",
+    "feedback": "action",
+    "improve": "run",
+    "rollback": "run",
+}
 SHARED = ("pretrain", "finetune")  # several processes may share them
 REPEATED = {"serve": "model"}  # --model A --model B
 
@@ -75,7 +89,7 @@ def usage() -> str:
         "usage: jielong COMMAND [--help] [options]",
         "",
     ]
-    return "\n".join(lines + [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()])
+    return "\n".join(lines + [f"  {name:17} {text}" for name, (_, text) in COMMANDS.items()])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"jielong {code_version()}")
         return 0
-    name, *rest = args
+    name, rest = split(args)
     try:
         if name not in COMMANDS:
             raise UserError(f"There is no command {name!r}; `jielong --help` lists them.")
@@ -111,6 +125,12 @@ def main(argv: list[str] | None = None) -> int:
                 f"{error.filename or 'A file'} cannot be written ({error.strerror}); choose another --run folder."
             )
         raise
+
+
+def split(args: list[str]) -> tuple[str, list[str]]:
+    """The command, which may have two words, and its options."""
+    two = " ".join(args[:2])
+    return (two, args[2:]) if two in COMMANDS else (args[0], args[1:])
 
 
 def _disk_full(error: Exception) -> bool:
@@ -140,6 +160,10 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.scale.plan import run as plan
 
         plan(config)
+    elif name == "corpus classifier":
+        from jielong.corpus.classifier import run as classifier
+
+        classifier(config)
     elif name == "feedback":
         from jielong.feedback.stage import run as feedback
 
@@ -186,6 +210,7 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
 
     module = {
         "corpus": "jielong.corpus.stage",
+        "corpus build": "jielong.corpus.build",
         "tokenizer": "jielong.tokens.tokenizer",
         "pretrain": "jielong.pretrain",
         "finetune": "jielong.finetune",
@@ -193,7 +218,9 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
         "thumbs": "jielong.align.simulate",
         "report": "jielong.report.stage",
     }[name]
-    artifact_name = {"pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(name, name)
+    artifact_name = {"corpus build": "corpus", "pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(
+        name, name
+    )
     if name == "finetune" and config.from_scratch:
         artifact_name = "control"
     if name != "report" and run.artifact(artifact_name) is not None and artifact_name in MADE_BY:
@@ -205,6 +232,9 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
     artifact = import_module(module).run(config, run)
     if first:
         print(f"{artifact.path}: {artifact.card['seconds']} s")
+    if artifact is None:  # a cluster works on it
+        return
+    print(f"{artifact.path}: {artifact.card['seconds']} s")
     if name == "evaluate":
         from jielong.evaluate.stage import table
 
@@ -220,12 +250,14 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     if name in POSITIONAL or name in REPEATED:
         config_type = _marked(config_type, POSITIONAL.get(name), REPEATED.get(name))
     if name in WITH_RUN:
-        config: Any = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
+        parsed: Any = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
+        kind = COMMANDS[name][0]  # without the marks, so that the settings can go to other processes
+        config = kind(**{f.name: getattr(parsed, f.name) for f in fields(kind)})
         return config, getattr(config, "run", None) or DEFAULT_RUN
     # the stage's settings and, beside them, the run's folder
     folder: Any = Annotated[Path, tyro.conf.arg(help="The run's folder.")]
     options = make_dataclass("Options", [("run", folder, field(default=DEFAULT_RUN))], bases=(config_type,))
-    parsed: Any = tyro.cli(options, prog=f"jielong {name}", description=text, args=args)
+    parsed = tyro.cli(options, prog=f"jielong {name}", description=text, args=args)
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
 
 

@@ -3,6 +3,7 @@
 These modules import nothing heavy, so that the command line answers at once.
 """
 
+from jielong.config.corpus import ClassifierConfig, CorpusBuildConfig
 from jielong.config.feedback import (
     DirectConfig,
     FeedbackConfig,
@@ -39,6 +40,8 @@ from jielong.config.stages import (
 __all__ = [
     "DEFAULT_RUN",
     "ChatConfig",
+    "ClassifierConfig",
+    "CorpusBuildConfig",
     "CorpusConfig",
     "DirectConfig",
     "EvaluateConfig",

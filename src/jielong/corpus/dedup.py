@@ -12,7 +12,7 @@ import numpy as np
 PERMUTATIONS, BANDS = 128, 16  # 16 bands of 8: a pair at Jaccard 0.8 is found with probability 0.95
 THRESHOLD = 0.8
 SHINGLE = 5
-_PRIME = np.uint64((1 << 61) - 1)
+BLOCK = 512  # shingles
 
 
 def fingerprint(text: str) -> bytes:
@@ -34,15 +34,25 @@ def shingles(text: str) -> np.ndarray:
     return np.unique(mixed >> np.uint64(32))
 
 
-def signatures(texts: Iterable[str], seed: int = 1) -> np.ndarray:
-    """(documents, 128) uint32 MinHash values: minima of (a·x + b) mod 2⁶⁴, high half."""
+def permutations(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The odd factors and the offsets (128,) uint64 of the hash functions a·x + b mod 2⁶⁴."""
     rng = np.random.default_rng(seed)
     a = (rng.integers(1, 1 << 62, PERMUTATIONS, dtype=np.uint64) << np.uint64(1)) | np.uint64(1)
-    b = rng.integers(0, 1 << 62, PERMUTATIONS, dtype=np.uint64)
-    rows = []
-    for text in texts:
-        x = shingles(text)
-        rows.append(((x[:, None] * a + b) >> np.uint64(32)).min(axis=0).astype(np.uint32))
+    return a, rng.integers(0, 1 << 62, PERMUTATIONS, dtype=np.uint64)
+
+
+def signature(text: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(128,) uint32: the minima over the shingles of the high halves of a·x + b."""
+    x = shingles(text)
+    # in blocks that stay in the cache; a long document would otherwise need a kilobyte for each of its characters
+    blocks = [(x[at : at + BLOCK, None] * a + b).min(axis=0) for at in range(0, len(x), BLOCK)]
+    return (np.min(blocks, axis=0) >> np.uint64(32)).astype(np.uint32)
+
+
+def signatures(texts: Iterable[str], seed: int = 1) -> np.ndarray:
+    """(documents, 128) uint32 MinHash values."""
+    a, b = permutations(seed)
+    rows = [signature(text, a, b) for text in texts]
     return np.stack(rows) if rows else np.zeros((0, PERMUTATIONS), dtype=np.uint32)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,11 @@ class Document:
     text: str
     lang: str
     source: str
+
+
+def record_id(text: str) -> str:
+    """Content hash of a raw document: 64 bits as 16 hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def write_documents(path: Path, documents: list[Document]) -> None:

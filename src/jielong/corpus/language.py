@@ -1,4 +1,4 @@
-"""Which language: en, zh (Traditional, as written in Taiwan) or other."""
+"""Which language, and which script of Chinese."""
 
 from __future__ import annotations
 
@@ -87,24 +87,26 @@ def _scripts() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(simplified - traditional), frozenset(traditional - simplified)
 
 
-def language(text: str) -> str:
-    """en, zh or other, from the first 4,000 characters.
+def identify(text: str) -> str:
+    """en, zh-Hant, zh-Hans, yue (written Cantonese), ja, ko, the code of another language in Latin letters,
+    or other.
 
-    Script decides first; Simplified from Traditional by the characters that only one of them has; English from other
-    Latin languages by its function words, else by py3langid.
+    From the first 4,000 characters. Script decides first; Simplified from Traditional by the characters that only one
+    of them has, Cantonese by its own characters; English from other Latin languages by its function words, else by
+    py3langid.
     """
     text = text[:4000]
     han, kana = len(HAN.findall(text)), len(KANA_HANGUL.findall(text))
     words = LATIN_WORD.findall(text)
     if kana > 0.1 * max(1, han + kana):
-        return "other"
+        return "ko" if sum("\uac00" <= c <= "\ud7af" for c in text) * 2 > kana else "ja"
     if han * 1.5 >= len(words) and han >= 4:
+        if len(CANTONESE.findall(text)) > 0.03 * han:
+            return "yue"
         only_simplified, only_traditional = _scripts()
         s = sum(c in only_simplified for c in text)
         t = sum(c in only_traditional for c in text)
-        if s > t or len(CANTONESE.findall(text)) > 0.03 * han:
-            return "other"
-        return "zh"
+        return "zh-Hans" if s > t else "zh-Hant"
     if len(words) < 3:
         return "other"
     known = sum(w.lower() in ENGLISH for w in words) / len(words)
@@ -112,4 +114,9 @@ def language(text: str) -> str:
         return "en"
     import py3langid
 
-    return "en" if py3langid.classify(text)[0] == "en" else "other"
+    return py3langid.classify(text)[0]
+
+
+def language(text: str) -> str:
+    """en, zh (Traditional, as written in Taiwan) or other: what the small corpus stage keeps."""
+    return {"en": "en", "zh-Hant": "zh"}.get(identify(text), "other")

@@ -1,4 +1,4 @@
-"""Private data out: e-mail, telephone, card, national ID and IP address, replaced by what they were."""
+"""Private data out: e-mail, telephone, card, national ID, IP and street address, replaced by what they were."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ PHONE = re.compile(
 CARD = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
 TW_ID = re.compile(r"(?<![A-Za-z0-9])[A-Z][12]\d{8}(?!\d)")
 IP = re.compile(r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.])")
+_NUMBER = r"[0-9０-９一二三四五六七八九十百]{1,5}"
+ADDRESS = re.compile(
+    # Taiwan: [city][district] road [section][lane][alley] number [floor]
+    rf"(?:[\u4e00-\u9fff]{{2}}[縣市])?(?:[\u4e00-\u9fff]{{1,3}}[鄉鎮市區])?[\u4e00-\u9fff]{{1,5}}(?:路|街|大道)(?:{_NUMBER}段)?"
+    rf"(?:{_NUMBER}巷)?(?:{_NUMBER}弄)?{_NUMBER}(?:[之\-]{_NUMBER})?號(?:{_NUMBER}樓(?:之{_NUMBER})?)?|"
+    # English: number, name in capitals, kind of street, perhaps a flat
+    r"\b(?<![Ii]n )\d{1,5}(?: [NSEW]\.?)?(?: [A-Z][a-z]+){1,3} (?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr)\b\.?"
+    r"(?:,? (?:Apt|Suite|Unit|#)\.? ?\d+[A-Z]?)?"
+)
 ID_LETTERS = "ABCDEFGHJKLMNPQRSTUVXYWZIO"  # their order gives the numbers 10 to 35
 
 
@@ -30,8 +39,8 @@ def taiwan_id(text: str) -> bool:
     return sum(d * w for d, w in zip(digits, (1, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1), strict=True)) % 10 == 0
 
 
-def scrub(text: str) -> tuple[str, Counter[str]]:
-    """The text with placeholders, and how many of each kind were found."""
+def scrub(text: str, addresses: bool = False) -> tuple[str, Counter[str]]:
+    """The text with placeholders, and how many of each kind were found; street addresses only where asked for."""
     found: Counter[str] = Counter()
 
     def put(kind: str, check=None):
@@ -48,4 +57,6 @@ def scrub(text: str) -> tuple[str, Counter[str]]:
     text = CARD.sub(put("card", luhn), text)
     text = PHONE.sub(put("phone"), text)
     text = IP.sub(put("ip"), text)
+    if addresses:
+        text = ADDRESS.sub(put("address"), text)
     return text, found

@@ -9,15 +9,16 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 from jielong.errors import UserError
 
 PLAIN, HTML, JSONL, PARQUET = {".txt", ".md", ".text"}, {".html", ".htm"}, {".jsonl", ".ndjson"}, {".parquet"}
 PACKED = {".gz", ".zst"}
+TEXT_FIELDS = ("text", "content", "body")
 LONGEST = 500_000  # characters of one document; a longer text is cut at a line, sentence or word
 LONGEST_LINE = 16_000_000  # characters; a text without a line break for longer is no text that a person wrote
 HEAD = 1 << 16  # bytes that decide the encoding
@@ -43,7 +44,7 @@ def read_paths(paths: tuple[Path, ...], skipped: Counter[str]) -> Iterator[Raw]:
             raise UserError(f"{path} does not exist; --text takes files or folders.")
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
-            kind = _kind(file)
+            kind = kind_of(file)
             if kind is None:
                 if not path.is_dir():
                     raise UserError(
@@ -59,7 +60,8 @@ def read_paths(paths: tuple[Path, ...], skipped: Counter[str]) -> Iterator[Raw]:
                 skipped[str(error)] += 1
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: PurePath) -> str | None:
+    """plain, html, jsonl or parquet, by the suffix before .gz or .zst; None for another."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
@@ -71,20 +73,9 @@ def _kind(path: Path) -> str | None:
 
 
 def _read_file(path: Path, kind: str) -> Iterator[Raw]:
-    name = path.name
     try:
-        with _open(path) as stream:
-            if kind == "parquet":
-                yield from _parquet(stream, name)
-            elif kind == "html":
-                data = stream.read(2 * LONGEST_LINE)
-                yield Raw(_decode(data, name, html=True), name, html=True)
-            elif kind == "jsonl":
-                for number, line in enumerate(_lines(stream, name), 1):
-                    if line.strip():
-                        yield Raw(_field(line, name, number), name)
-            else:
-                yield from (Raw(text, name) for text in _documents(stream, name) if text.strip())
+        with open(path, "rb") as file, unpack(file, path.name) as stream:
+            yield from read_stream(stream, path.name, kind)
     except UserError:
         raise
     except (OSError, EOFError, zlib.error, ValueError) as error:
@@ -97,17 +88,46 @@ def _read_file(path: Path, kind: str) -> Iterator[Raw]:
         raise
 
 
-def _open(path: Path) -> Any:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix.lower() == ".zst":
+def unpack(file: BinaryIO, name: str) -> Any:
+    """The stream without its packing, which the name tells: .gz, .zst or none."""
+    if name.lower().endswith(".gz"):
+        return gzip.GzipFile(fileobj=file)
+    if name.lower().endswith(".zst"):
         import zstandard
 
-        return zstandard.open(path, "rb")
-    return open(path, "rb")
+        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return file
 
 
-def detect_encoding(head: bytes, name: str, html: bool = False) -> str:
+def read_stream(
+    stream: BinaryIO, name: str, kind: str, bad: Callable[[str], None] | None = None, key: str = ""
+) -> Iterator[Raw]:
+    """Documents of one unpacked file of a kind (plain, html, jsonl, parquet).
+
+    `bad` is told about each line that is no record, and reading goes on; without it UserError is raised. `key` names
+    the field or column of the text; by default text, content or body.
+    """
+    if kind == "parquet":
+        yield from _parquet(stream, name, key)
+    elif kind == "html":
+        data = stream.read(2 * LONGEST_LINE)
+        yield Raw(decode(data, name), name, html=True)
+    elif kind == "jsonl":
+        for number, line in enumerate(_lines(stream, name), 1):
+            if line.strip():
+                try:
+                    text = _field(line, name, number, key)
+                except UserError as error:
+                    if bad is None:
+                        raise
+                    bad(str(error))
+                    continue
+                yield Raw(text, name)
+    else:
+        yield from (Raw(text, name) for text in _documents(stream, name) if text.strip())
+
+
+def detect_encoding(head: bytes, name: str) -> str:
     """The encoding of a text by its first bytes. Raises UserError for binary data.
 
     UTF-8 and UTF-16 by their marks and by validity; of Big5 and GB18030, which overlap, the one whose decoding has
@@ -175,7 +195,8 @@ COMMON = frozenset(
 )
 
 
-def _decode(data: bytes, name: str, html: bool = False) -> str:
+def decode(data: bytes, name: str) -> str:
+    """The text of bytes in any common encoding. Raises UserError for binary data."""
     encoding = detect_encoding(data[:HEAD], name)
     return data.decode(encoding, errors="replace")
 
@@ -233,27 +254,29 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
     yield "".join(held)
 
 
-def _field(line: str, name: str, number: int) -> str:
+def _field(line: str, name: str, number: int, wanted: str = "") -> str:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"{name}, line {number} is no JSON ({error}); each line must be one JSON object.") from error
     if isinstance(row, dict):
-        for key in ("text", "content", "body"):
+        for key in (wanted,) if wanted else TEXT_FIELDS:
             if isinstance(row.get(key), str):
                 return row[key]
-        if isinstance(row.get("messages"), list):
+        if not wanted and isinstance(row.get("messages"), list):
             return "\n".join(str(m.get("content", "")) for m in row["messages"] if isinstance(m, dict))
-    raise UserError(f'{name}, line {number} has no "text", "content", "body" or "messages".')
+    fields = f'"{wanted}"' if wanted else '"text", "content", "body" or "messages"'
+    raise UserError(f"{name}, line {number} has no {fields}.")
 
 
-def _parquet(stream: BinaryIO, name: str) -> Iterator[Raw]:
+def _parquet(stream: BinaryIO, name: str, key: str = "") -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(io.BytesIO(stream.read()))
-    column = next((c for c in ("text", "content", "body") if c in file.schema_arrow.names), None)
+    wanted = (key,) if key else TEXT_FIELDS
+    column = next((c for c in wanted if c in file.schema_arrow.names), None)
     if column is None:
-        raise UserError(f"{name} has no column text, content or body.")
+        raise UserError(f"{name} has no column {' or '.join(wanted)}.")
     for batch in file.iter_batches(columns=[column]):
         for text in batch.column(0).to_pylist():
             if isinstance(text, str) and text.strip():

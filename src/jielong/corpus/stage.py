@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Any
 
 from jielong.config import CorpusConfig
 from jielong.corpus.dedup import fingerprint, near_duplicates
-from jielong.corpus.documents import Document, write_documents
+from jielong.corpus.documents import Document, record_id, write_documents
 from jielong.corpus.extract import main_text, normalise
 from jielong.corpus.language import language
 from jielong.corpus.privacy import scrub
@@ -126,7 +125,7 @@ def clean(
 def _id(raw: Raw, number: int) -> str:
     """Content hash of the raw document; a planted duplicate is told apart by its place."""
     salt = f"\x00{number}" if raw.label and raw.label != "good" else ""
-    return hashlib.sha256((raw.text + salt).encode("utf-8", "replace")).hexdigest()[:16]
+    return record_id(raw.text + salt)
 
 
 def _map(

@@ -1,0 +1,138 @@
+"""Large corpora: reading of whole, damaged, remote and unreachable files."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import io
+import os
+import random
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("datatrove")
+pytest.importorskip("orjson")
+pytest.importorskip("aiohttp")
+pytest.importorskip("warcio")
+
+from crawl import record
+
+from jielong.corpus.build import warc
+from jielong.corpus.build.inputs import InputFile, list_inputs
+from jielong.corpus.build.read import folder_licence, read_file
+from jielong.corpus.build.recipe import Recipe, Source
+from jielong.corpus.build.warc import pages
+from jielong.errors import UserError
+
+
+def read_warc(data: bytes, packed: bool, largest: int = 10**6) -> tuple[list[str], list[str]]:
+    faults: list[str] = []
+    found = [p.text for p in pages(io.BytesIO(data), packed, largest, lambda place, why: faults.append(why))]
+    return found, faults
+
+
+@pytest.mark.parametrize("block", [50, 1 << 16])
+def test_warc_whole_and_at_every_place_damaged(block, monkeypatch):
+    monkeypatch.setattr(warc, "BLOCK", block)
+    texts = [f"<p>page {n} {'x' * 300 * n}</p>" for n in range(12)]
+    records = [record(t.encode()) for t in texts]
+    members = [gzip.compress(r) for r in records]
+    for data, packed in (
+        (b"".join(records), False),
+        (b"".join(members), True),
+        (gzip.compress(b"".join(records)), True),
+    ):
+        assert read_warc(data, packed) == (texts, [])
+    whole = b"".join(members)
+    ends = np.cumsum([len(m) for m in members])
+    for cut in range(3, len(whole), 37):  # truncated: every whole member before the cut is read, and nothing else
+        sound = int((ends <= cut).sum())
+        found, faults = read_warc(whole[:cut], True)
+        assert found == texts[:sound] and len(faults) == (cut not in ends), cut
+    rng = random.Random(1)
+    for _ in range(150):  # damaged within: all records but the one that is hit
+        at = rng.randrange(len(whole))
+        damaged = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        hit = int((ends <= at).sum())
+        found, faults = read_warc(damaged, True)
+        expected = texts[:hit] + texts[hit + 1 :]
+        assert (found == expected and faults) or found == texts, at  # a few header bytes do not matter
+
+
+def test_warc_records_that_are_no_pages():
+    odd = [
+        record(b"<p>gone</p>", status="404 Not Found"), record(b"%PDF", "application/pdf"), record(b"<p>ok</p>"),
+        record(b"<meta charset=big5><p>" + "河流與山谷".encode("big5")), record("<p>中文</p>".encode(), "text/html; charset=latin-1"),
+        record(b"<p>" + bytes(range(256)) * 20), record(b"x" * 50_000), record(b"<p>last</p>"),
+        b"WARC/1.0\r\nWARC-Type: response\r\n\r\nno length\r\n", record(b"<p>after</p>"),
+    ]  # fmt: skip
+    found, faults = read_warc(b"".join(odd), False, largest=20_000)
+    assert found == ["<p>ok</p>", "<meta charset=big5><p>河流與山谷", "<p>中文</p>", "<p>last</p>", "<p>after</p>"]
+    assert Counter(f.split()[0] for f in faults) == {"a": 3} and "binary" in faults[0] and "bytes" in faults[1]
+
+
+def test_bad_lines_and_files_are_set_aside(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\nno json\n{"other": 1}\n{"text": "two"}\n')
+    (tmp_path / "b.jsonl.gz").write_bytes(
+        gzip.compress(b'{"text": "three"}\n' + b'{"text": "' + os.urandom(9000).hex().encode() + b'"}\n')[:-3000]
+    )
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 nothing")
+    (tmp_path / "d.html").write_bytes(b"<p>" + b"x" * 5000)
+    faults: list[str] = []
+
+    def read(name: str, kind: str, largest: int = 10**6) -> list[str]:
+        file = InputFile("s", str(tmp_path / name), kind, 0)
+        return [d.text for d in read_file(file, largest, lambda place, why: faults.append(why))]
+
+    assert read("a.jsonl", "jsonl") == ["one", "two"] and len(faults) == 2
+    assert read("b.jsonl.gz", "jsonl") == ["three"] and len(faults) == 4  # the damage, and the line that it cut
+    assert read("c.parquet", "parquet") == [] and len(faults) == 5
+    assert read("d.html", "html", 4000) == [] and "larger" in faults[5]
+    assert read("nothing.txt", "plain") == [] and "FileNotFoundError" in faults[6]
+
+
+def test_unreachable_places_are_counted_and_missing_folders_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    inputs = list_inputs(
+        Recipe(source=[Source("web", "http://127.0.0.1:9/crawl.warc.gz"), Source("own", str(tmp_path))])
+    )
+    assert [f.source for f in inputs.tasks[0]] == ["own"] and [b.source for b in inputs.bad] == ["web"]
+    with pytest.raises(UserError, match="does not exist"):
+        list_inputs(Recipe(source=[Source("own", str(tmp_path / "nothing"))]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no file of a known kind"):
+        list_inputs(Recipe(source=[Source("own", str(tmp_path / "empty"))]))
+
+
+def test_a_crawl_is_read_over_http(tmp_path):
+    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(record(b"<p>one</p>")) + gzip.compress(record(b"<p>two</p>")))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.warc.gz"
+        file = list_inputs(Recipe(source=[Source("web", url)])).tasks[0][0]
+        assert [d.text for d in read_file(file, 10**6, pytest.fail)] == ["<p>one</p>", "<p>two</p>"]  # type: ignore[arg-type]
+        server.shutdown()
+
+
+def test_files_are_shared_out_by_size(tmp_path):
+    for n in range(9):
+        (tmp_path / f"{n}.txt").write_text("x" * (n * n + 1))
+    tasks = list_inputs(Recipe(source=[Source("own", str(tmp_path))], tasks=3)).tasks
+    sizes = [sum(f.bytes for f in task) for task in tasks]
+    assert sum(map(len, tasks)) == 9 and max(sizes) <= 1.3 * sum(sizes) / 3
+    assert all(task == sorted(task, key=lambda f: f.path) for task in tasks)
+
+
+def test_folder_licence(tmp_path):
+    (tmp_path / "LICENSE.txt").write_text(
+        "Permission is hereby granted, free of charge, to any person obtaining a copy"
+    )
+    (tmp_path / "src" / "gpl").mkdir(parents=True)
+    (tmp_path / "src" / "gpl" / "COPYING").write_text("GNU GENERAL PUBLIC LICENSE\nVersion 2")
+    assert folder_licence(str(tmp_path / "src" / "a.py")) == "MIT"
+    assert folder_licence(str(tmp_path / "src" / "gpl" / "b.py")) == "GPL-2.0"

@@ -203,7 +203,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     assert main([*PRETRAIN, "--threads", "1", "--run", str(whole)]) == 0
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "--", "jielong.cli", *PRETRAIN, "--run", str(run)]
     process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
-    kill_second(process, run, 5)
+    kill_second(process, run, 7)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode and said(stderr) == [f"jielong: {LOST}"]
     assert not (run / "base").exists()
@@ -229,6 +229,11 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     assert "Another jielong process" in capsys.readouterr().err
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr[-3000:]
+    kept = run / ".base.work" / "checkpoints"
+    assert (kept / "step-00000007" / "model.safetensors").exists()  # of the first job: nothing was begun anew
+    assert {p.name for p in (kept / "step-00000035").iterdir()} == {
+        "state.json", "part-0.json", "part-0.safetensors", "part-1.json", "part-1.safetensors",
+    }  # fmt: skip
     a, b = (load_file(path / "base" / "model.safetensors") for path in (whole, run))
     assert a.keys() == b.keys()
     for key in a:

@@ -93,7 +93,7 @@ def train_artifact(
     work = run.work(name)
     team = make_team(config.parallel, config.device, model.parameter_count())
     making = {"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
-    with team.one_by_one():
+    with team.in_turn():
         if team.first:
             _begin(work, making, config.threads if team.alone else None)
         shard, index, norm = prepare(work)

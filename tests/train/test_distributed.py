@@ -22,6 +22,7 @@ from worker import ROWS, SHAPES, STEPS, training
 from jielong.cli import dispatch, main
 from jielong.config import ParallelConfig
 from jielong.errors import UserError
+from jielong.pretrain import _begin
 from jielong.run import Run
 from jielong.train.distributed import LOST, _of_this_start, make_team, pick_device
 from jielong.train.layout import Division, Layout
@@ -203,7 +204,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     assert main([*PRETRAIN, "--threads", "1", "--run", str(whole)]) == 0
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "--", "jielong.cli", *PRETRAIN, "--run", str(run)]
     process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
-    kill_second(process, run, 5)
+    kill_second(process, run, 7)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode and said(stderr) == [f"jielong: {LOST}"]
     assert not (run / "base").exists()
@@ -229,6 +230,11 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     assert "Another jielong process" in capsys.readouterr().err
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr[-3000:]
+    kept = run / ".base.work" / "checkpoints"
+    assert (kept / "step-00000007" / "model.safetensors").exists()  # of the first job: nothing was begun anew
+    assert {p.name for p in (kept / "step-00000035").iterdir()} == {
+        "state.json", "part-0.json", "part-0.safetensors", "part-1.json", "part-1.safetensors",
+    }  # fmt: skip
     a, b = (load_file(path / "base" / "model.safetensors") for path in (whole, run))
     assert a.keys() == b.keys()
     for key in a:
@@ -246,6 +252,17 @@ def test_an_error_on_one_process_ends_the_job_with_one_sentence(run):
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=60)
     assert done.returncode and said(done.stderr) == ["jielong: The second process has had enough."]
     assert not (run / "base").exists()
+
+
+def test_what_work_is_continued(tmp_path):
+    """Any number of processes goes on; one alone only with as many threads as before, if it was alone before."""
+    made = tmp_path / "work" / "index.npz"
+    for threads, continued in ((None, False), (2, True), (None, True), (4, True), (4, True), (2, False)):
+        _begin(tmp_path / "work", {"steps": 3}, threads)
+        assert made.exists() == continued
+        made.touch()
+    _begin(tmp_path / "work", {"steps": 4}, None)
+    assert not made.exists()
 
 
 def test_a_second_start_shares_nothing_with_the_first():

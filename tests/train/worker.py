@@ -49,7 +49,7 @@ def training(folder: Path, name: str, case: dict[str, Any], start: Path | None =
     config = ParallelConfig(**case.get("parallel", {}))
     model = tiny(case["shape"])
     team = make_team(config, "cpu", 0)
-    with team.one_by_one():
+    with team.in_turn():
         if team.first:
             random = np.random.default_rng(3)
             documents = [random.integers(0, VOCABULARY, random.integers(3, 30)).tolist() for _ in range(60)]

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from jielong.config import ParallelConfig
 from jielong.errors import UserError
 from jielong.train import group
-from jielong.train.layout import Division, Layout, local
+from jielong.train.layout import Division, Layout, gradient
 
 WAIT = timedelta(hours=2)  # the first process prepares, observes and writes while the others wait
 LOST = (
@@ -134,8 +134,8 @@ class Team:
     def rows(self, rows: int, at_once: int = 0) -> list[list[int]]:
         """The rows of a step that this process reads, in groups of at most `at_once` (0 = one group).
 
-        Every process gets as many groups of the same sizes, as it takes all of them to shard a model; rows beyond the
-        last one of the step are padding.
+        Every process gets groups of the same number and sizes, since a divided model computes with all of them at once;
+        rows beyond the last one of the step are padding.
         """
         rank, size = (self.mesh.get_local_rank(0), self.mesh.size(0)) if self.mesh else (0, 1)
         mine = [rank + n * size for n in range(-(-rows // size))]
@@ -157,7 +157,7 @@ class Team:
         self.agreed(True)
 
     @contextmanager
-    def one_by_one(self) -> Iterator[None]:
+    def in_turn(self) -> Iterator[None]:
         """The first process, and after it the others: they find done what it did."""
         if not self.first:
             self.wait()
@@ -171,9 +171,9 @@ class Team:
             return
         trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
         if not self.fsdp:
-            group.add_up([_gradient(p) for _, p in trained], self.mesh.get_group(0))
+            group.add_up([gradient(p) for _, p in trained], self.mesh.get_group(0))
         if self.tensor > 1:  # each process has seen its own heads only
-            heads = [_gradient(p) for name, p in trained if name.endswith(("q_norm.weight", "k_norm.weight"))]
+            heads = [gradient(p) for name, p in trained if name.endswith(("q_norm.weight", "k_norm.weight"))]
             group.add_up(heads, self.mesh.get_group(1))
 
     def layout(self, p: Tensor) -> Layout:
@@ -191,11 +191,6 @@ class Team:
                 divisions.append(Division(self.mesh.get_group(number), rank, size, dim))
             first = first and (dim is not None or rank == 0)
         return Layout(tuple(divisions), first)
-
-
-def _gradient(p: nn.Parameter) -> Tensor:
-    assert p.grad is not None
-    return local(p.grad)
 
 
 def make_team(config: ParallelConfig, device: str, parameters: int) -> Team:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,12 @@ def local(tensor: Tensor) -> Tensor:
     """The part of a DTensor that this process holds, sharing its memory; any other tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
+
+
+def gradient(p: nn.Parameter) -> Tensor:
+    """This process's part of a parameter's gradient."""
+    assert p.grad is not None
+    return local(p.grad)
 
 
 def _filled(x: Tensor, dim: int, size: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jielong.config import OptimConfig
 from jielong.train.group import total
-from jielong.train.layout import Division, Layout, Part, local
+from jielong.train.layout import Division, Layout, Part, gradient, local
 from jielong.train.schedule import learning_rate, momentum
 
 # quintic coefficients of Jordan et al.: they inflate small singular values fast; the result lies in about [0.7, 1.2]
@@ -86,7 +86,7 @@ class Optimizer:
             self._clip([p for g in self.groups.values() for _, p in g] + [p for _, p in self.adam])
         mu = momentum(progress, c.momentum)
         for (shape, layout), members in self.groups.items():
-            grads = torch.stack([_gradient(p) for _, p in members])  # (n, r, c)
+            grads = torch.stack([gradient(p) for _, p in members])  # (n, r, c)
             buffer = self.momentum[shape, layout]
             buffer.lerp_(grads, 1 - mu)
             dealt = layout.deal(grads.lerp_(buffer, mu), shape)  # Nesterov
@@ -98,11 +98,10 @@ class Optimizer:
         for (name, p), updates in zip(self.adam, self.updates.tolist(), strict=True):
             lr = (c.scalar_lr if p.ndim == 1 else c.adam_lr) * factor
             m, v = self.moments[f"{name}.m"], self.moments[f"{name}.v"]
-            if (
-                p.grad is None
-            ):  # not part of the loss: the output matrix of a model that only scores, the actor while the critic warms up
+            # not part of the loss: the output matrix of a model that only scores, the actor while the critic warms up
+            if p.grad is None:
                 continue
-            p, grad = local(p), _gradient(p)
+            p, grad = local(p), gradient(p)
             m.lerp_(grad, 1 - c.beta1)
             v.mul_(c.beta2).addcmul_(grad, grad, value=1 - c.beta2)
             root = (1 - c.beta2**updates) ** 0.5
@@ -136,8 +135,3 @@ class Optimizer:
         """Clear the gradients without a step."""
         for _, p in [*(m for members in self.groups.values() for m in members), *self.adam]:
             p.grad = None
-
-
-def _gradient(p: nn.Parameter) -> Tensor:
-    assert p.grad is not None
-    return local(p.grad)

@@ -20,6 +20,7 @@ from jielong.align.reward import (
     examine,
     label_loss,
     normalise,
+    steps_for,
     train_reward,
 )
 from jielong.align.scoring import Answered, Scored, score
@@ -31,6 +32,14 @@ from jielong.feedback.labels import Pair, Thumb, is_held_out, paired, prompt_key
 
 def thumb(n: int, up: bool, user: str = "ann", question: str = "") -> Thumb:
     return Thumb((("user", question or f"question {n}"),), (1, 2, 3), (10 + n % 50, 5 + 2 * up, 4), up, user)
+
+
+def test_few_labels_are_passed_over_more_often():
+    config = RewardConfig()
+    assert steps_for(config, 464) == 29  # two passes of 32
+    assert steps_for(config, 200) == 28  # 4.5 passes, so that there are 28 steps
+    assert steps_for(config, 40) == 10 and steps_for(config, 1) == 1  # eight passes at most
+    assert steps_for(RewardConfig(epochs=12.0), 40) == 15  # what was asked for counts
 
 
 def test_likelihood_by_hand(model):

@@ -124,6 +124,12 @@ def batch_of(config: RewardConfig, count: int, step: int) -> list[int]:
     return out
 
 
+def steps_for(config: RewardConfig, count: int) -> int:
+    """Optimizer steps for so many labels: `epochs` passes, or more of them where that makes too few steps to learn from."""
+    more = min(config.least_steps * config.rows, config.most_epochs * count)
+    return max(1, math.ceil(max(config.epochs * count, more) / config.rows))
+
+
 def part_tokens(c: ModelConfig) -> int:
     """Tokens that go through a model at once in training: what their backward pass needs (measured: about 12 widths and 4 MLP
     widths of bfloat16 a layer) takes 1 GB, which binds models of more than some tens of millions of parameters."""
@@ -260,7 +266,7 @@ def run(
     kept_thumbs = [t for t in thumbs if t.messages in held]
     kept_pairs = [p for p in pairs if p.messages in held] + paired(kept_thumbs)
     config = dataclasses.replace(config, threads=use_threads(config.threads))
-    steps = max(1, math.ceil(config.epochs * len(labels) / config.rows))
+    steps = steps_for(config, len(labels))
     reward = Scored(load_model(start.path))
     if config.lora_rank:  # the score, which lies outside the body, is trained as ever
         add_lora(reward.body, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)

@@ -34,6 +34,10 @@ class RewardConfig:
     """Optimizer and schedule."""
     epochs: float = 2.0
     """Passes over the labels."""
+    least_steps: int = 28
+    """Steps at least: few labels are passed over more often."""
+    most_epochs: float = 8.0
+    """Passes at most for the sake of least_steps."""
     rows: int = 32
     """Labels (thumbs and comparisons) per step."""
     held_out: float = 0.33

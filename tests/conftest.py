@@ -69,7 +69,7 @@ def postgres(tmp_path_factory):
     if os.getuid() == 0:  # PostgreSQL refuses to run as root
         shutil.chown(folder, "postgres")
         os.chmod(folder, 0o700)
-        for parent in list(folder.parents)[:2]:
+        for parent in list(folder.parents)[:3]:
             os.chmod(parent, 0o755)
         owner = ["su", "postgres", "-s", "/bin/sh", "-c"]
 

@@ -7,6 +7,7 @@ batch nor the order of the data depends on the number of processes.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,16 +48,29 @@ def job() -> Iterator[bool]:
     store, rank, size = next(rendezvous("env://", timeout=WAIT))
     store = _of_this_start(store, rank, size)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # torchrun may notice that a process is gone before this one does, and ends it: then this one must tell
+    before = signal.signal(signal.SIGTERM, _ended)
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
         yield rank == 0
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is ending already
         if not _first_to_tell(store):
             raise SystemExit(2) from None
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
+        lost = isinstance(error, Ended | dist.DistError)
+        if lost or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
             raise UserError(LOST) from error
         raise
+    signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
+
+
+class Ended(BaseException):
+    """torchrun sent SIGTERM."""
+
+
+def _ended(number: int, frame: object) -> None:
+    raise Ended
 
 
 def _of_this_start(store: Store, rank: int, size: int) -> Store:

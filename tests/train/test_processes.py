@@ -17,7 +17,7 @@ from random import Random
 import pytest
 import torch
 from safetensors.torch import load_file
-from worker import ROWS, SHAPES, STEPS, training
+from training_process import ROWS, SHAPES, STEPS, training
 
 from jielong.cli import dispatch, main
 from jielong.config import ParallelConfig
@@ -34,7 +34,13 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def torchrun(processes: int, folder: Path, cases: dict) -> dict[str, list[dict]]:
     """Train the cases one after the other; what each process told."""
-    command = [*TORCHRUN, f"--nproc-per-node={processes}", str(HERE / "worker.py"), str(folder), json.dumps(cases)]
+    command = [
+        *TORCHRUN,
+        f"--nproc-per-node={processes}",
+        str(HERE / "training_process.py"),
+        str(folder),
+        json.dumps(cases),
+    ]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
     return {n: [json.loads((folder / f"{n}.{r}.json").read_text()) for r in range(processes)] for n in cases}

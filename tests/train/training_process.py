@@ -1,4 +1,4 @@
-"""A small training that processes share. `python worker.py FOLDER CASES` is started by torchrun in test_distributed.py,
+"""A small training that processes share. `python training_process.py FOLDER CASES` is started by torchrun in test_processes.py,
 and trains each case; alone, `training` is what they are compared with."""
 
 from __future__ import annotations

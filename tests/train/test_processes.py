@@ -219,7 +219,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     command = [
         *TORCHRUN,
         "--nproc-per-node=2",
-        "--max-restarts=1",
+        "--max-restarts=3",
         "-m",
         "--",
         "jielong.cli",

@@ -17,11 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("datatrove")
-pytest.importorskip("orjson")
-pytest.importorskip("warcio")
-
 from crawl import WORDS, html, prose, record
 
 from jielong.cli import main

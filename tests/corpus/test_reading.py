@@ -13,12 +13,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
-pytest.importorskip("datatrove")
-pytest.importorskip("orjson")
-pytest.importorskip("aiohttp")
-pytest.importorskip("warcio")
-
 from crawl import record
 
 from jielong.corpus.build import warc

@@ -112,7 +112,7 @@ sys.exit(130)"""
     while time.time() < until and trainer.alive:
         time.sleep(0.05)
     events = trainer.events()
-    assert trainer.state(events) == "failed" and events[-1]["message"] == "Stopped before it began."
+    assert trainer.state(events) == "failed" and events[-1]["message"] == "Stopped. The same command continues."
 
 
 def test_what_goes_wrong_is_told(run, tmp_path):

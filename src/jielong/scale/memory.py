@@ -58,7 +58,7 @@ def _saved(shape: tuple[Any, ...], rows: int, length: int, tensor: int) -> int:
     own = replace(
         whole,
         heads=whole.heads // tensor,
-        kv_heads=max(1, whole.kv_heads // tensor),
+        kv_heads=whole.kv_heads // tensor,
         mlp_width=whole.mlp_width // tensor,
     )
     found: dict[int, int] = {}

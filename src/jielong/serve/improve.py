@@ -121,7 +121,7 @@ class Trainer:
     def _last_words(self) -> str:
         code = self._child.returncode if self._child else 0
         if code in (130, -signal.SIGINT):
-            return "Stopped before it began."
+            return "Stopped. The same command continues."
         log = (self.run.path / "improve.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return log[-1].removeprefix("jielong: ") if code == 2 and log else f"The training ended (exit code {code})."
 

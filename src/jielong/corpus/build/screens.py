@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ class Screen(PipelineStep):
     def start(self, rank: int, tally: Tally) -> None:
         """Load what the step needs in this process."""
 
+    @abstractmethod
     def judge(self, document: Document) -> str | None:
         """Why the document falls, or None; may change its text."""
-        raise NotImplementedError
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         tally = Tally(self.name)

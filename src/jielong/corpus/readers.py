@@ -6,7 +6,6 @@ import codecs
 import gzip
 import io
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -281,7 +280,3 @@ def _parquet(stream: BinaryIO, name: str, key: str = "") -> Iterator[Raw]:
         for text in batch.column(0).to_pylist():
             if isinstance(text, str) and text.strip():
                 yield Raw(text, name)
-
-
-def looks_like_html(text: str) -> bool:
-    return bool(re.search(r"<(html|body|div|p|article)[\s>]", text[:2000], re.I))

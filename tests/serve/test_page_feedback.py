@@ -32,8 +32,9 @@ def letters(text):
 
 def until(page, seen, wanted, seconds=20):
     end = time.monotonic() + seconds
+    page.wait_for_timeout(50)  # the browser's events come only meanwhile, so once even when all is seen already
     while (found := seen()) != wanted and time.monotonic() < end:
-        page.wait_for_timeout(50)  # the browser's events come meanwhile
+        page.wait_for_timeout(50)
     assert found == wanted
 
 
@@ -98,7 +99,7 @@ def test_thumbs_reasons_lessons(served):
         # the other one replaces it; pressed again it is undone, with all that was sent for it
         down.click()
         until(page, lambda: (stats(served)["up"], stats(served)["down"], stats(served)["reasons"]), (0, 1, {}))
-        assert pressed(page, "down") and not pressed(page, "up")
+        until(page, lambda: (pressed(page, "down"), pressed(page, "up")), (True, False))
         page.get_by_role("button", name="made up").click()
         until(page, lambda: stats(served)["reasons"], {"made_up": 1})
         page.reload()
@@ -160,35 +161,36 @@ def test_two_answers_are_compared(served):
             passed = page.locator(".two .text").nth(1 - place).text_content()
             page.locator(button).click()
             until(page, lambda: len(exported(served, "preference")), 1)
-            assert events[-1]["kind"] == "compare" and events[-1]["value"] == "other" and events[-1]["shown"] == shown
+            until(page, lambda: [e["kind"] for e in events[-1:]], ["compare"])
+            assert events[-1]["value"] == "other" and events[-1]["shown"] == shown
             assert events[-1]["other"] == events[-1]["answer"] + ":1" and events[-1]["user"].startswith("user-")
             (row,) = exported(served, "preference")
             assert letters(row["chosen"][0]["content"]) == letters(chosen)
             assert letters(row["rejected"][0]["content"]) == letters(passed)
             # it is the answer now, can be judged itself, and the old one is a branch
-            assert page.locator(".turn.assistant .text").text_content() == chosen
+            until(page, lambda: page.locator(".turn.assistant .text").text_content(), chosen)
             expect(page.locator(".branch")).to_contain_text(f"({n + 1})")
             page.locator(".undo").click()
             until(page, lambda: exported(served, "preference"), [])
-            assert page.locator(".turn.assistant .text").text_content() == old
+            until(page, lambda: page.locator(".turn.assistant .text").text_content(), old)
         # neither: the old answer stays, and can be taken back
         page.locator(".compare").click()
         page.locator(".neither:enabled").click(timeout=60_000)
         until(page, lambda: events[-1].get("value"), "neither")
-        assert page.locator(".turn.assistant .text").text_content() == old
+        until(page, lambda: page.locator(".turn.assistant .text").text_content(), old)
         expect(page.locator(".own:visible")).to_contain_text("neither was good")
         # one that is broken off, and one that fails, leave the old answer
         page.route("**/v1/chat/completions", lambda route: None)
         page.locator(".compare").click()
         expect(page.locator(".better:disabled")).to_have_count(2)
         page.click("#stop")
-        assert page.locator(".turn.assistant .text").text_content() == old
+        until(page, lambda: page.locator(".turn.assistant .text").text_content(), old)
         page.unroute("**/v1/chat/completions")
         page.route("**/v1/chat/completions", lambda route: route.abort())
         page.locator(".compare").click()
         expect(page.locator(".duel .error")).to_be_visible()
         page.locator(".leave").click()
-        assert page.locator(".turn.assistant .text").text_content() == old
+        until(page, lambda: page.locator(".turn.assistant .text").text_content(), old)
         assert not [p for p in problems if LOST not in p], problems
 
 

@@ -183,8 +183,8 @@ def run(tmp_path_factory) -> Path:
     return path
 
 
-def kill_second(process: subprocess.Popen, run: Path, step: int) -> None:
-    """kill -9 the process of rank 1 once there is a checkpoint of `step` or later."""
+def stop_second(process: subprocess.Popen, run: Path, step: int) -> int:
+    """Stop the process of rank 1 once there is a new checkpoint of `step` or later: its id."""
     until, checkpoints = time.time() + 60, run / ".base.work" / "checkpoints"
     before = set(checkpoints.glob("step-*"))
     while not any(int(p.name[5:]) >= step for p in set(checkpoints.glob("step-*")) - before):
@@ -194,9 +194,11 @@ def kill_second(process: subprocess.Popen, run: Path, step: int) -> None:
         try:
             parent = int(stat.read_text().rpartition(")")[2].split()[1])
             if parent == process.pid and b"\0RANK=1\0" in (stat.parent / "environ").read_bytes():
-                os.kill(int(stat.parent.name), signal.SIGKILL)
+                os.kill(second := int(stat.parent.name), signal.SIGSTOP)
+                return second
         except OSError:
             continue
+    raise AssertionError("There is no process of rank 1.")
 
 
 def said(stderr: str) -> list[str]:
@@ -210,7 +212,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     assert main([*PRETRAIN, "--threads", "1", "--run", str(whole)]) == 0
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "--", "jielong.cli", *PRETRAIN, "--run", str(run)]
     process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
-    kill_second(process, run, 7)
+    os.kill(stop_second(process, run, 7), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode and said(stderr) == [f"jielong: {LOST}"]
     assert not (run / "base").exists()
@@ -219,7 +221,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     command = [
         *TORCHRUN,
         "--nproc-per-node=2",
-        "--max-restarts=3",
+        "--max-restarts=1",
         "-m",
         "--",
         "jielong.cli",
@@ -230,10 +232,11 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     process = subprocess.Popen(
         [*command, "--parallel.strategy", "fsdp"], env=ONE_THREAD, stderr=subprocess.PIPE, text=True
     )
-    kill_second(process, run, 20)
+    second = stop_second(process, run, 20)  # stopped first: once it is dead, and until the restart, the lock is free
     capsys.readouterr()
     assert main([*PRETRAIN, "--run", str(run)]) == 2  # the ranks share the lock; nobody else gets it
     assert "Another jielong process" in capsys.readouterr().err
+    os.kill(second, signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr[-3000:]
     kept = run / ".base.work" / "checkpoints"

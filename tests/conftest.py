@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from filelock import FileLock
 
 from jielong.cli import main
 from jielong.config import ModelConfig
@@ -49,9 +50,19 @@ def model(tokenizer) -> GPT:
 
 
 @pytest.fixture(scope="session")
-def life(tmp_path_factory):
+def life(tmp_path_factory, testrun_uid):
+    """A raised tiny run. Test processes that work side by side raise it once, and each has a copy of its own."""
+    common = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        common = common.parent
+    raised = common / f"raised-{testrun_uid}" / "tiny"
+    with FileLock(common / f"raised-{testrun_uid}.lock"):
+        if not raised.exists():
+            beside = raised.with_name("unfinished") / "tiny"
+            assert main(["raise", "--recipe", "tiny", "--control", "--run", str(beside)]) == 0
+            beside.rename(raised)
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["raise", "--recipe", "tiny", "--control", "--run", str(path)]) == 0
+    shutil.copytree(raised, path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -11,14 +12,18 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from people import TRAINING, press
 
 from jielong.align import improve, simulate
-from jielong.align.contest import win_rate
+from jielong.align.contest import Contest, win_rate
+from jielong.align.policy import States
+from jielong.align.scoring import Scored
 from jielong.cli import main
 from jielong.config import ImproveConfig, PPOConfig, ThumbsConfig, filled
 from jielong.errors import UserError
 from jielong.feedback.stage import store_of
+from jielong.model.gpt import causal_mask
 from jielong.run import Run
 from jielong.teacher.judge import NAME
 from jielong.tokens.tokenizer import Tokenizer
@@ -67,6 +72,47 @@ def test_what_breaks_a_guard_is_not_promoted(liked):
     assert not card["promoted"] and "bits per byte" in card["why"] and liked.serving() == before
 
 
+def test_what_goes_too_far_is_not_chosen(model, tokenizer, tmp_path):
+    """States further from the start than allowed are passed over, however much the judge likes them; the distance is KL."""
+    wins = iter([0.5, 0.7, 0.9] * 3)
+
+    class Liking(Contest):
+        def win_rate(self, *_):
+            return (value := next(wins), value - 0.01, value + 0.01)
+
+    contest = Liking([(("user", "Japan"),), (("user", "法國"),)], tokenizer, 3, 0.8, 10, "fp32", 1)
+    keep = States(tmp_path, (actor := copy.deepcopy(model)), 1, 9)
+    for n, noise in enumerate((0.0, 0.1, 0.4)):
+        torch.manual_seed(n)
+        actor.load_state_dict({k: v + noise * torch.randn_like(v) for k, v in model.state_dict().items()})
+        keep(n, {})
+    found = []
+    for limit in (99.0, 0.0, 99.0):
+        anything = dict.fromkeys(["guard_repetition", "guard_length", "guard_language"], 99.0)
+        config = ImproveConfig(guard_kl=limit, **anything)
+        chooser = improve.Chooser(config, contest, Scored(model), model, torch.float32)
+        chooser.before["ended"] = 0.0
+        if found:  # between the second and the third state, and then nothing
+            config.guard_kl = (
+                (found[0][1]["curve"][1]["kl"] + found[0][1]["curve"][2]["kl"]) / 2 if len(found) == 1 else 0.0
+            )
+        found.append(chooser(keep.all(), actor))
+    assert [state.iteration for state, _ in found] == [2, 1, 0]
+    curve = found[0][1]["curve"]
+    assert (
+        curve[0]["kl"] == 0 < curve[1]["kl"] < curve[2]["kl"] and "nats from" in found[2][1]["curve"][1]["broken"][-1]
+    )
+    # the slow way: one answer after the other, the whole vocabulary
+    keep.all()[1].load(actor)
+    drawn, slow = contest.answers(actor, "choose"), 0.0
+    for one in drawn.sequences:
+        ids = torch.tensor([[*one.prompt, *one.answer]])
+        hidden = [m(ids, causal_mask(ids.shape[1]))[0, len(one.prompt) - 1 : -1] for m in (actor, model)]
+        p, q = (torch.log_softmax(m.logits(h) / 0.8, -1) for m, h in zip((actor, model), hidden))
+        slow += (p.exp() * (p - q)).sum().item()
+    assert curve[1]["kl"] == pytest.approx(slow / len(drawn.sequences), rel=1e-3)
+
+
 @pytest.mark.parametrize("method", ["kto", "rloo"])
 def test_baselines_run_through_the_same_loop(liked, method):
     card = improve.run(settings(liked, model="sft", method=method, force=True), liked).card
@@ -107,16 +153,21 @@ def test_verdict_names_what_is_wrong():
         "ended": 1.0,
         "bits_per_byte_en": 1.0,
         "knowledge_zh": 0.9,
+        "kl": 0.0,
     }
-    assert improve.verdict(config, (0.8, 0.7, 0.9), good, good, "x")[0]
-    promoted, why = improve.verdict(config, (0.52, 0.48, 0.56), good, good, "x")
+    picked = {"iteration": 4}
+    assert improve.verdict(config, (0.8, 0.7, 0.9), good, good | {"kl": 3.9}, "x", picked)[0]
+    promoted, why = improve.verdict(config, (0.52, 0.48, 0.56), good, good, "x", picked)
     assert not promoted and "includes 50 %" in why
     for name, bad, words in [
         ("length", 30.0, "grew from 10 to 30"), ("repetition", 0.2, "repetition rose"), ("language", 0.9, "language"),
-        ("ended", 0.8, "end by themselves"), ("bits_per_byte_en", 1.03, "bits per byte (en)"), ("knowledge_zh", 0.87, "accuracy (zh)"),
+        ("ended", 0.8, "end by themselves"), ("kl", 4.1, "went 4.1 nats"), ("bits_per_byte_en", 1.03, "bits per byte (en)"), ("knowledge_zh", 0.87, "accuracy (zh)"),
     ]:  # fmt: skip
-        promoted, why = improve.verdict(config, (0.8, 0.7, 0.9), good, good | {name: bad}, "x")
+        promoted, why = improve.verdict(config, (0.8, 0.7, 0.9), good, good | {name: bad}, "x", picked)
         assert not promoted and words in why
+    kept = {"iteration": 0, "curve": [{"broken": []}, {"broken": ["answers grew"]}, {"broken": ["worse"]}]}
+    promoted, why = improve.verdict(config, (0.5, 0.5, 0.5), good, good, "x", kept)
+    assert not promoted and "the start was kept: at the first that broke one answers grew." in why
 
 
 def test_win_rate_is_the_share_of_pairs():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jielong.align import direct, groups, ppo, reward
+from jielong.align.baselines import distance
 from jielong.align.contest import Contest
 from jielong.align.mix import pretraining_mix
 from jielong.align.policy import State
@@ -155,7 +156,7 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
     )
     old_model = load_model(start.path)
     glance = dataclasses.replace(contest, samples=max(1, config.samples // 2))  # at every kept state
-    chooser = Chooser(config, glance, Scored.load(judge.path).eval(), glance.answers(old_model, "choose"), dtype)
+    chooser = Chooser(config, glance, Scored.load(judge.path).eval(), old_model, dtype)
     name = f"{config.method}-{number}"
     candidate = run.artifact(name)
     made_from = {start.name: start.hash} | (
@@ -171,11 +172,12 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
     new_model = load_model(candidate.path)
     old, new = contest.answers(old_model), contest.answers(new_model)
     won = contest.win_rate(chooser.judge, new, old, dtype)
-    before = contest.describe(old) | _knowledge(run, start, old_model, tokenizer, config.seed)
-    after = contest.describe(new) | _knowledge(run, candidate, new_model, tokenizer, config.seed)
+    before = contest.describe(old) | {"kl": 0.0} | _knowledge(run, start, old_model, tokenizer, config.seed)
+    after = contest.describe(new) | {"kl": distance(new_model, old_model, new.sequences, dtype, contest.temperature)}
+    after |= _knowledge(run, candidate, new_model, tokenizer, config.seed)
     examples = contest.examples(old, new)
     journal.tell("samples", pairs=examples)
-    promoted, why = verdict(config, won, before, after, who)
+    promoted, why = verdict(config, won, before, after, who, candidate.card["metrics"]["picked"])
     with run.build(
         f"promotion-{number}", kind="promotion", config=config, parents=[start, model, candidate], seed=config.seed
     ) as build:
@@ -276,22 +278,27 @@ def _quality(found: dict[str, Any]) -> str:
 
 class Chooser:
     """Picks PPO's state: the one whose answers to the held-out prompts win most often, among those that keep the guards on
-    answers. It draws other answers than the verdict does."""
+    answers. It draws other answers than the verdict does.
 
-    def __init__(self, config: ImproveConfig, contest: Contest, judge: Scored, old: Any, dtype: Any):
-        self.config, self.contest, self.judge, self.old, self.dtype = config, contest, judge, old, dtype
-        self.before = contest.describe(old)
+    One guard is the distance from the start. The judge learnt from the start's answers, so that it is deceived by answers
+    far from all of them just as the reward model is (Gao et al. 2023): there it cannot be asked.
+    """
+
+    def __init__(self, config: ImproveConfig, contest: Contest, judge: Scored, start: GPT, dtype: Any):
+        self.config, self.contest, self.judge, self.start, self.dtype = config, contest, judge, start, dtype
+        self.old = contest.answers(start, "choose")
+        self.before = contest.describe(self.old) | {"kl": 0.0}
 
     def __call__(self, states: list[State], actor: GPT) -> tuple[State, dict[str, Any]]:
         curve, best = [], None
         for state in states:
-            if state.iteration:
+            drawn, far = self.old, 0.0
+            if state.iteration:  # not the start itself
                 state.load(actor)
                 drawn = self.contest.answers(actor, "choose")
-            else:
-                drawn = self.old  # the start itself
+                far = distance(actor, self.start, drawn.sequences, self.dtype, self.contest.temperature)
             won = self.contest.win_rate(self.judge, drawn, self.old, self.dtype)
-            after = self.contest.describe(drawn)
+            after = self.contest.describe(drawn) | {"kl": far}
             broken = guards(self.config, self.before, after)
             curve.append({"iteration": state.iteration, "win_rate": won, **after, "broken": broken})
             if not broken and (best is None or won[0] > best[0]):
@@ -328,15 +335,22 @@ def guards(config: ImproveConfig, before: dict[str, float], after: dict[str, flo
             broken.append(f"answers grew from {old:.0f} to {new:.0f} tokens")
         elif name == "language" and new < old - config.guard_language:
             broken.append(f"answers in the language of their question fell from {old:.1%} to {new:.1%}")
+        elif name == "kl" and new > config.guard_kl:
+            broken.append(f"answers went {new:.1f} nats from the served model's; {config.guard_kl:g} are allowed")
         elif name == "ended" and new < old - 0.05:
             broken.append(f"answers that end by themselves fell from {old:.1%} to {new:.1%}")
     return broken
 
 
 def verdict(
-    config: ImproveConfig, won: Interval, before: dict[str, float], after: dict[str, float], who: str
-) -> tuple[bool, str]:
-    """(promote?, why), in words."""
+    config: ImproveConfig, won: Interval, before: dict[str, float], after: dict[str, float], who: str, picked: dict[str, Any]
+) -> tuple[bool, str]:  # fmt: skip
+    """(promote?, why), in words. `picked` is what the card says about the state that was chosen."""
+    if not picked["iteration"] and (first := next((s["broken"] for s in picked.get("curve", []) if s["broken"]), None)):
+        return (
+            False,
+            f"no state of the training won within the guards, and so the start was kept: at the first that broke one {'; '.join(first)}.",
+        )
     value, low, high = won
     told = f"its answers to held-out prompts win {value:.1%} ({low:.1%}–{high:.1%}) against the served model's, judged by {who}"
     broken = guards(config, before, after)
@@ -344,4 +358,4 @@ def verdict(
         return False, f"{told}; the interval includes 50 %" + "".join(f"; {b}" for b in broken) + "."
     if broken:
         return False, f"{told}, but {'; '.join(broken)}."
-    return True, f"{told}; knowledge, text, repetition, length and language are within the guards."
+    return True, f"{told}; knowledge, text, repetition, length, language and distance are within the guards."

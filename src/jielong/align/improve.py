@@ -172,9 +172,8 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
     new_model = load_model(candidate.path)
     old, new = contest.answers(old_model), contest.answers(new_model)
     won = contest.win_rate(chooser.judge, new, old, dtype)
-    before = contest.describe(old) | {"kl": 0.0} | _knowledge(run, start, old_model, tokenizer, config.seed)
-    after = contest.describe(new) | {"kl": distance(new_model, old_model, new.sequences, dtype, contest.temperature)}
-    after |= _knowledge(run, candidate, new_model, tokenizer, config.seed)
+    before = contest.describe(old) | _knowledge(run, start, old_model, tokenizer, config.seed)
+    after = contest.describe(new) | _knowledge(run, candidate, new_model, tokenizer, config.seed)
     examples = contest.examples(old, new)
     journal.tell("samples", pairs=examples)
     promoted, why = verdict(config, won, before, after, who, candidate.card["metrics"]["picked"])
@@ -358,4 +357,4 @@ def verdict(
         return False, f"{told}; the interval includes 50 %" + "".join(f"; {b}" for b in broken) + "."
     if broken:
         return False, f"{told}, but {'; '.join(broken)}."
-    return True, f"{told}; knowledge, text, repetition, length, language and distance are within the guards."
+    return True, f"{told}; knowledge, text, repetition, length and language are within the guards."

@@ -165,7 +165,7 @@ def other(args: argparse.Namespace) -> None:
         "teaching": parts.teaching,
     }
     found = []
-    for seed in range(1, args.seeds + 1):
+    for seed in range(args.first, args.first + args.seeds):
         with tempfile.TemporaryDirectory(dir=args.run.parent) as folder:
             found.append(work[args.part](Run(args.run), Path(folder) / "run", seed))
             print(json.dumps({"seed": seed, args.part: found[-1]}), flush=True)
@@ -194,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/spark"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=1, help="the first of the seeds")
     parser.add_argument("--thumbs", type=int, default=600)
     parser.add_argument("--part", choices=["loop", "methods", "far", "labels", "teaching"], default="loop")
     args = parser.parse_args()
@@ -201,7 +202,7 @@ def main() -> None:
         other(args)
         return
     rows = []
-    for seed in range(1, args.seeds + 1):
+    for seed in range(args.first, args.first + args.seeds):
         try:
             rows.append(one_seed(Run(args.run), seed, args.thumbs))
         except UserError as refused:

@@ -22,7 +22,9 @@ PPO = {
     "optim": {"adam_lr": 5e-3, "scalar_lr": 5e-3}, "iterations": 12, "episodes": 96, "epochs": 4, "ptx": 0.0,
     "max_tokens": ROOM, "temperature": 1.0, "kl": 0.02, "keep_every": 3,
 }  # fmt: skip
-TRAINING = {"reward": REWARD, "ppo": PPO, "guard_bits": 0.5, "guard_language": 1.0, "guard_repetition": 99.0}
+TRAINING = {
+    "reward": REWARD, "ppo": PPO, "guard_bits": 0.5, "guard_language": 1.0, "guard_repetition": 99.0, "guard_kl": 99.0,
+}  # fmt: skip
 
 
 def press(run: Run, count: int, like=lambda answer: len(answer) < ROOM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -11,14 +12,19 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from people import TRAINING, press
 
 from jielong.align import improve, simulate
-from jielong.align.contest import win_rate
+from jielong.align.choose import Chooser, verdict
+from jielong.align.contest import Contest, win_rate
+from jielong.align.policy import States
+from jielong.align.scoring import Scored
 from jielong.cli import main
 from jielong.config import ImproveConfig, PPOConfig, ThumbsConfig, filled
 from jielong.errors import UserError
 from jielong.feedback.stage import store_of
+from jielong.model.gpt import causal_mask
 from jielong.run import Run
 from jielong.teacher.judge import NAME
 from jielong.tokens.tokenizer import Tokenizer
@@ -67,6 +73,63 @@ def test_what_breaks_a_guard_is_not_promoted(liked):
     assert not card["promoted"] and "bits per byte" in card["why"] and liked.serving() == before
 
 
+@pytest.fixture
+def states(model, tmp_path):
+    """The start and two more kept states, each further from it; and an actor to load them into."""
+    keep = States(tmp_path / "states", (actor := copy.deepcopy(model)), 1, 9)
+    for n, noise in enumerate((0.0, 0.1, 0.4)):
+        torch.manual_seed(n)
+        actor.load_state_dict({k: v + noise * torch.randn_like(v) for k, v in model.state_dict().items()})
+        keep(n, {})
+    return keep.all(), actor
+
+
+def chosen(states, model, tokenizer, guard_kl=99.0, knows=()):
+    """What is chosen where the judge likes every state more than the one before, and the exam finds `knows`."""
+    wins, found = iter([0.5, 0.7, 0.9]), iter([0.8, *knows])
+
+    class Liking(Contest):
+        def win_rate(self, *_):
+            return (value := next(wins), value - 0.01, value + 0.01)
+
+    contest = Liking([(("user", "Japan"),), (("user", "法國"),)], tokenizer, 3, 0.8, 10, "fp32", 1)
+    anything = dict.fromkeys(["guard_repetition", "guard_length", "guard_language"], 99.0)
+    config = ImproveConfig(guard_kl=guard_kl, **anything)
+    know = lambda _: {"knowledge_en": next(found, 0.8)}  # noqa: E731
+    chooser = Chooser(config, contest, Scored(model), model, know, torch.float32)
+    chooser.before["ended"] = 0.0
+    state, why = chooser(*states)
+    return contest, state.iteration, why
+
+
+def test_what_goes_too_far_is_not_chosen(states, model, tokenizer):
+    """States further from the start than allowed are passed over, however much the judge likes them; the distance is KL."""
+    contest, last, why = chosen(states, model, tokenizer)
+    near, far = (point["kl"] for point in why["curve"][1:])
+    assert last == 2 and why["curve"][0]["kl"] == 0 < near < far
+    assert chosen(states, model, tokenizer, (near + far) / 2)[1] == 1
+    _, none, why = chosen(states, model, tokenizer, 0.0)
+    assert none == 0 and why["knowledge"] == {"knowledge_en": 0.8}
+    assert all("nats from" in point["broken"][-1] for point in why["curve"][1:])
+    # the slow way: one answer after the other, the whole vocabulary
+    kept, actor = states
+    kept[1].load(actor)
+    drawn, slow = contest.answers(actor, "choose"), 0.0
+    for one in drawn.sequences:
+        ids = torch.tensor([[*one.prompt, *one.answer]])
+        hidden = [m(ids, causal_mask(ids.shape[1]))[0, len(one.prompt) - 1 : -1] for m in (actor, model)]
+        p, q = (torch.log_softmax(m.logits(h) / 0.8, -1) for m, h in zip((actor, model), hidden))
+        slow += (p.exp() * (p - q)).sum().item()
+    assert near == pytest.approx(slow / len(drawn.sequences), rel=1e-3)
+
+
+def test_the_next_best_takes_the_place_of_one_that_forgot(states, model, tokenizer):
+    _, second, why = chosen(states, model, tokenizer, knows=[0.7, 0.79])
+    assert second == 1 and why["knowledge"] == {"knowledge_en": 0.79}
+    assert "accuracy (en) fell from 80.0% to 70.0%" in why["curve"][2]["broken"][0] and not why["curve"][1]["broken"]
+    assert chosen(states, model, tokenizer, knows=[0.7, 0.6])[1] == 0
+
+
 @pytest.mark.parametrize("method", ["kto", "rloo"])
 def test_baselines_run_through_the_same_loop(liked, method):
     card = improve.run(settings(liked, model="sft", method=method, force=True), liked).card
@@ -107,16 +170,22 @@ def test_verdict_names_what_is_wrong():
         "ended": 1.0,
         "bits_per_byte_en": 1.0,
         "knowledge_zh": 0.9,
+        "kl": 0.0,
     }
-    assert improve.verdict(config, (0.8, 0.7, 0.9), good, good, "x")[0]
-    promoted, why = improve.verdict(config, (0.52, 0.48, 0.56), good, good, "x")
+    picked = {"iteration": 4}
+    assert verdict(config, (0.8, 0.7, 0.9), good, good | {"kl": 3.9}, "x", picked)[0]
+    promoted, why = verdict(config, (0.52, 0.48, 0.56), good, good, "x", picked)
     assert not promoted and "includes 50 %" in why
     for name, bad, words in [
         ("length", 30.0, "grew from 10 to 30"), ("repetition", 0.2, "repetition rose"), ("language", 0.9, "language"),
-        ("ended", 0.8, "end by themselves"), ("bits_per_byte_en", 1.03, "bits per byte (en)"), ("knowledge_zh", 0.87, "accuracy (zh)"),
+        ("ended", 0.8, "end by themselves"), ("kl", 4.1, "went 4.1 nats"), ("bits_per_byte_en", 1.03, "bits per byte (en)"), ("knowledge_zh", 0.87, "accuracy (zh)"),
     ]:  # fmt: skip
-        promoted, why = improve.verdict(config, (0.8, 0.7, 0.9), good, good | {name: bad}, "x")
+        promoted, why = verdict(config, (0.8, 0.7, 0.9), good, good | {name: bad}, "x", picked)
         assert not promoted and words in why
+    curve = [{"iteration": n, "broken": [b] if b else []} for n, b in enumerate(["", "answers grew", "worse"])]
+    kept = {"iteration": 0, "curve": curve}
+    promoted, why = verdict(config, (0.5, 0.5, 0.5), good, good, "x", kept)
+    assert not promoted and "the start was kept; after iteration 1 answers grew." in why
 
 
 def test_win_rate_is_the_share_of_pairs():

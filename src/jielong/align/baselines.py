@@ -18,6 +18,7 @@ from jielong.align.scoring import (
     chosen,
     hidden_before,
     log_softmax,
+    merged_copy,
     parts,
     score,
     spread,
@@ -129,3 +130,11 @@ def compared(
             found.append(piece)
     logprobs, references, exact = (spread(sequences, groups, found) for found in pieces)
     return logprobs, references, exact
+
+
+def distance(
+    policy: GPT, reference: GPT, sequences: Sequence[Answered], dtype: torch.dtype, temperature: float
+) -> float:
+    """KL(π ‖ π_ref) in nats per answer, over answers that the policy drew: the mean over answers of the exact KL before each token."""
+    exact = compared(merged_copy(policy), reference, sequences, dtype, temperature)[2]
+    return round(float(exact.sum()) / len(sequences), 4)

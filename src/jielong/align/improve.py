@@ -18,27 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from jielong.align import direct, groups, ppo, reward
+from jielong.align.choose import Chooser, knowledge, verdict
 from jielong.align.contest import Contest
 from jielong.align.mix import pretraining_mix
-from jielong.align.policy import State
 from jielong.align.scoring import Scored
 from jielong.config import ImproveConfig, PPOConfig, RewardConfig, filled
-from jielong.corpus.documents import read_documents
 from jielong.errors import UserError
-from jielong.evaluate.bpb import bits_per_byte
-from jielong.evaluate.qa import examine
-from jielong.evaluate.statistics import Interval
 from jielong.feedback.exchange import labels
 from jielong.feedback.labels import Messages, Pair, Thumb, is_held_out
 from jielong.feedback.stage import existing_store
-from jielong.generate.engine import Engine
-from jielong.model.gpt import GPT, load_model
+from jielong.model.gpt import load_model
 from jielong.run import Artifact, Run
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import dtype_of, use_threads
 
 JOURNAL = "improve.jsonl"
-QUESTIONS, DOCUMENTS = 400, 200  # of the exam, per language; of the held-out text: enough for a guard
 
 
 class Journal:
@@ -154,8 +148,14 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
         config.seed,
     )
     old_model = load_model(start.path)
-    glance = dataclasses.replace(contest, samples=max(1, config.samples // 2))  # at every kept state
-    chooser = Chooser(config, glance, Scored.load(judge.path).eval(), glance.answers(old_model, "choose"), dtype)
+    chooser = Chooser(
+        config,
+        contest,
+        Scored.load(judge.path).eval(),
+        old_model,
+        lambda model: knowledge(run, model, tokenizer, config.seed),
+        dtype,
+    )
     name = f"{config.method}-{number}"
     candidate = run.artifact(name)
     made_from = {start.name: start.hash} | (
@@ -171,11 +171,12 @@ def _improve(config: ImproveConfig, run: Run, journal: Journal) -> Artifact:
     new_model = load_model(candidate.path)
     old, new = contest.answers(old_model), contest.answers(new_model)
     won = contest.win_rate(chooser.judge, new, old, dtype)
-    before = contest.describe(old) | _knowledge(run, start, old_model, tokenizer, config.seed)
-    after = contest.describe(new) | _knowledge(run, candidate, new_model, tokenizer, config.seed)
+    picked = candidate.card["metrics"]["picked"]
+    before = contest.describe(old) | chooser.known
+    after = contest.describe(new) | (picked.get("knowledge") or knowledge(run, new_model, tokenizer, config.seed))
     examples = contest.examples(old, new)
     journal.tell("samples", pairs=examples)
-    promoted, why = verdict(config, won, before, after, who)
+    promoted, why = verdict(config, won, before, after, who, picked)
     with run.build(
         f"promotion-{number}", kind="promotion", config=config, parents=[start, model, candidate], seed=config.seed
     ) as build:
@@ -272,76 +273,3 @@ def _quality(found: dict[str, Any]) -> str:
             value, low, high = found[name]
             parts.append(f"{what} {value:.2f} ({low:.2f}–{high:.2f})")
     return ", ".join(parts) or "nothing measured"
-
-
-class Chooser:
-    """Picks PPO's state: the one whose answers to the held-out prompts win most often, among those that keep the guards on
-    answers. It draws other answers than the verdict does."""
-
-    def __init__(self, config: ImproveConfig, contest: Contest, judge: Scored, old: Any, dtype: Any):
-        self.config, self.contest, self.judge, self.old, self.dtype = config, contest, judge, old, dtype
-        self.before = contest.describe(old)
-
-    def __call__(self, states: list[State], actor: GPT) -> tuple[State, dict[str, Any]]:
-        curve, best = [], None
-        for state in states:
-            if state.iteration:
-                state.load(actor)
-                drawn = self.contest.answers(actor, "choose")
-            else:
-                drawn = self.old  # the start itself
-            won = self.contest.win_rate(self.judge, drawn, self.old, self.dtype)
-            after = self.contest.describe(drawn)
-            broken = guards(self.config, self.before, after)
-            curve.append({"iteration": state.iteration, "win_rate": won, **after, "broken": broken})
-            if not broken and (best is None or won[0] > best[0]):
-                best = won[0], state
-        chosen = best[1] if best else states[0]
-        return chosen, {"rule": "highest win rate on held-out prompts within the guards", "curve": curve}
-
-
-def _knowledge(run: Run, artifact: Artifact, model: GPT, tokenizer: Tokenizer, seed: int) -> dict[str, float]:
-    """Bits per byte and exam accuracy where the run has held-out text and was taught the world; else nothing."""
-    corpus = run.artifact("corpus")
-    if corpus is None:
-        return {}
-    documents = read_documents(corpus.file("heldout.parquet"))[:DOCUMENTS]
-    found = {f"bits_per_byte_{lang}": bits for lang, bits in bits_per_byte(model, tokenizer, documents).items()}
-    if corpus.card["config"].get("default") and run.artifact("sft") is not None:
-        marks = examine(Engine.load(artifact.path, rows=128), run.need("sft").card["seed"], "unseen", QUESTIONS)
-        found |= {f"knowledge_{lang}": marks[lang]["accuracy"] for lang in ("en", "zh")}
-    return found
-
-
-def guards(config: ImproveConfig, before: dict[str, float], after: dict[str, float]) -> list[str]:
-    """What went beyond what is allowed, in words; empty when all is well. What was not measured is not guarded."""
-    broken = []
-    for name, old in before.items():
-        new = after[name]
-        if name.startswith("bits_per_byte") and new > old * (1 + config.guard_bits):
-            broken.append(f"bits per byte ({name[-2:]}) rose from {old:.3f} to {new:.3f}")
-        elif name.startswith("knowledge") and new < old - config.guard_knowledge:
-            broken.append(f"the exam's accuracy ({name[-2:]}) fell from {old:.1%} to {new:.1%}")
-        elif name == "repetition" and new > max(old * config.guard_repetition, 0.02):
-            broken.append(f"repetition rose from {old:.1%} to {new:.1%}")
-        elif name == "length" and new > old * config.guard_length + 4:
-            broken.append(f"answers grew from {old:.0f} to {new:.0f} tokens")
-        elif name == "language" and new < old - config.guard_language:
-            broken.append(f"answers in the language of their question fell from {old:.1%} to {new:.1%}")
-        elif name == "ended" and new < old - 0.05:
-            broken.append(f"answers that end by themselves fell from {old:.1%} to {new:.1%}")
-    return broken
-
-
-def verdict(
-    config: ImproveConfig, won: Interval, before: dict[str, float], after: dict[str, float], who: str
-) -> tuple[bool, str]:
-    """(promote?, why), in words."""
-    value, low, high = won
-    told = f"its answers to held-out prompts win {value:.1%} ({low:.1%}–{high:.1%}) against the served model's, judged by {who}"
-    broken = guards(config, before, after)
-    if not low > 0.5:
-        return False, f"{told}; the interval includes 50 %" + "".join(f"; {b}" for b in broken) + "."
-    if broken:
-        return False, f"{told}, but {'; '.join(broken)}."
-    return True, f"{told}; knowledge, text, repetition, length and language are within the guards."

@@ -269,6 +269,8 @@ class ImproveConfig:
     """Times as much repetition as before that is allowed."""
     guard_length: float = 1.5
     """Times as long as before that answers may be."""
+    guard_kl: float = 4.0
+    """Nats per answer by which the new answers may lie from the served model's (KL); beyond, the judge is deceived, too."""
     guard_language: float = 0.03
     """By how much the share of answers in the language of their question may fall."""
     seed: int = 1

@@ -22,10 +22,10 @@ from training_process import ROWS, SHAPES, STEPS, training
 from jielong.cli import dispatch, main
 from jielong.config import ParallelConfig
 from jielong.errors import UserError
-from jielong.pretrain import _begin
 from jielong.run import Run
 from jielong.train.distributed import LOST, _of_this_start, make_team, pick_device
 from jielong.train.layout import Division, Layout
+from jielong.train.making import begin
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 HERE = Path(__file__).parent
@@ -267,10 +267,10 @@ def test_what_work_is_continued(tmp_path):
     """Any number of processes goes on; one alone only with as many threads as before, if it was alone before."""
     made = tmp_path / "work" / "index.npz"
     for threads, continued in ((None, False), (2, True), (None, True), (4, True), (4, True), (2, False)):
-        _begin(tmp_path / "work", {"steps": 3}, threads)
+        begin(tmp_path / "work", {"steps": 3}, threads)
         assert made.exists() == continued
         made.touch()
-    _begin(tmp_path / "work", {"steps": 4}, None)
+    begin(tmp_path / "work", {"steps": 4}, None)
     assert not made.exists()
 
 

@@ -74,7 +74,7 @@ def traced_memory(config: ModelConfig, layout: Layout, length: int, optimizer: s
             model = GPT(config)
         for block in model.blocks:
             for_gpu(block)  # pyright: ignore[reportArgumentType]
-        share(model, team, parallel, torch.bfloat16)  # outside: it looks for this process in the mesh
+        share(model, team, torch.bfloat16)  # outside: it looks for this process in the mesh
         steps = Optimizer(model, OptimConfig(muon=optimizer == "muon"), torch.bfloat16, team.layout)
         peak = Peak()
         for step in range(2):

@@ -23,6 +23,7 @@ from jielong.model.gpt import GPT
 from jielong.train.checkpoint import Checkpoints
 from jielong.train.distributed import Team
 from jielong.train.optim import Optimizer
+from jielong.train.shard import release
 
 
 @dataclass
@@ -178,6 +179,8 @@ def repeat(
             except Enough as reason:
                 history.ended = str(reason)
                 break
+            if team.fsdp:
+                release(model)
             history.loss.append((step, round(value, 5)))
             history.tokens += config.tokens_per_step
             took = time.perf_counter() - started

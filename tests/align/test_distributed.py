@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from jobs import ONE_THREAD, TORCHRUN
 from learning_process import learning
 from safetensors.torch import load_file
 
@@ -35,9 +34,14 @@ CASES = {
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> tuple[Path, dict[str, list[dict]]]:
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(Path(__file__).parent / "learning_process.py"), str(folder), json.dumps(CASES)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    command = [
+        *TORCHRUN,
+        "--nproc-per-node=2",
+        str(Path(__file__).parent / "learning_process.py"),
+        str(folder),
+        json.dumps(CASES),
+    ]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, {n: [json.loads((folder / f"{n}.{r}.json").read_text()) for r in range(2)] for n in CASES}
 

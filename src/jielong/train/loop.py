@@ -187,10 +187,15 @@ def repeat(
             history.seconds += took
             if progress:
                 progress(step + 1, value, config.tokens_per_step / took)
+            checkpoints.settle()
             now = time.perf_counter()
             if checkpoints.due(step + 1) or team.agreed(now - saved_at > config.checkpoint_seconds):
                 checkpoints.save(step + 1, model, optimizer, history)
                 saved_at = now
+        checkpoints.settle(wait=True)
+    except BaseException:
+        checkpoints.leave()
+        raise
     finally:
         gc.enable()
     model.eval()

@@ -42,7 +42,7 @@ def measure(way: str, threads: int, steps: int) -> None:
     team, dtype = make_team(config, "cpu", 0), dtype_of(c.precision)
     model = GPT(c.model)
     model.init_weights(0)
-    share(model, team, config, dtype)
+    share(model, team, dtype)
     optimizer = Optimizer(model, c.optim, dtype, team.layout)
     rows = len(team.rows(c.rows)[0])
     tokens = torch.randint(0, c.model.vocab_size, (rows, c.length))

@@ -78,7 +78,7 @@ POSITIONAL = {
     "improve": "run",
     "rollback": "run",
 }
-SHARED = ("pretrain", "finetune")  # several processes may share them
+SHARED = ("pretrain", "finetune", "improve")  # several processes may share them
 REPEATED = {"serve": "model"}  # --model A --model B
 
 
@@ -148,7 +148,7 @@ def fail(message: str) -> int:
 def dispatch(name: str, args: list[str]) -> int:
     config, run_path = parse(name, args)
     if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(f"torchrun is for {' and '.join(SHARED)}; run `jielong {name}` without it.")
+        raise UserError(f"torchrun is for {', '.join(SHARED)}; run `jielong {name}` without it.")
     from jielong.run import Run
 
     run = Run(run_path)
@@ -170,9 +170,12 @@ def dispatch(name: str, args: list[str]) -> int:
         feedback(config, run)
     elif name == "improve":
         from jielong.align.improve import run as improve
+        from jielong.train.distributed import job
 
-        with run.lock():
-            print(improve(config, run).path)
+        with job() as first, run.lock() if first else nullcontext():
+            made = improve(config, run)
+            if first:
+                print(made.path)
     elif name == "rollback":
         print(f"{run.path} serves {run.rollback()} again.")
     elif name in ("import", "export"):
@@ -230,9 +233,7 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
             f"{run.path / artifact_name} exists; delete it to make it anew, or choose another --run folder."
         )
     artifact = import_module(module).run(config, run)
-    if first:
-        print(f"{artifact.path}: {artifact.card['seconds']} s")
-    if artifact is None:  # a cluster works on it
+    if artifact is None or not first:  # a cluster works on it; the first process tells
         return
     print(f"{artifact.path}: {artifact.card['seconds']} s")
     if name == "evaluate":

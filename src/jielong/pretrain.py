@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, document_mask, save_model, write_shape
 from jielong.model.kernels import cross_entropy
 from jielong.model.lora import save_adapter
-from jielong.run import Artifact, Run, write_atomic
+from jielong.run import Artifact, Run
 from jielong.teacher.lessons import lessons
 from jielong.tokens.chat import encode_chat
 from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
@@ -30,6 +29,7 @@ from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
 from jielong.train.bar import training_bar
 from jielong.train.distributed import make_team
 from jielong.train.loop import History, LoopConfig, LossOf, dtype_of, train, use_threads
+from jielong.train.making import begin, content
 from jielong.train.shard import share
 
 PROMPTS = ("The capital of Japan is", "法國的首都是", "Once upon a time")
@@ -92,13 +92,13 @@ def train_artifact(
     """
     work = run.work(name)
     team = make_team(config.parallel, config.device, model.parameter_count())
-    making = {"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
+    making = {"config": content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
     with team.in_turn():
         if team.first:
-            _begin(work, making, config.threads if team.alone else None)
+            begin(work, making, config.threads if team.alone else None)
         shard, index, norm = prepare(work)
     rows, length = config.rows, config.length
-    whole = share(model, team, config.parallel, dtype_of(config.precision, team.device))
+    whole = share(model, team, dtype_of(config.precision, team.device))
     observe_steps = frozenset()
     if observe is not None:
         every = max(1, math.ceil(steps * getattr(config, "sample_every", 0.1)))
@@ -149,29 +149,6 @@ def train_artifact(
     team.wait()
     # the kept checkpoints stay beside the artifact for replay; the token shard can be made again
     return build.artifact
-
-
-def _begin(work: Path, making: dict[str, Any], threads: int | None) -> None:
-    """Make the work folder, or empty the one of another making. One process with another number of threads is another
-    making, as its weights are not bit-equal; several processes (None) promise no more than rounding, and continue any."""
-    stamp = work / "making.json"
-    try:
-        before = json.loads(stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    same = before.get("making") == making
-    if not same or (threads is not None and before["threads"] not in (threads, None)):
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomic(stamp, json.dumps({"making": making, "threads": threads}))
-
-
-def _content(config: Any) -> Any:
-    """The settings that decide the weights, but for rounding."""
-    plain_config = dataclasses.asdict(config)
-    for name in ("checkpoint_seconds", "threads", "device", "parallel"):
-        plain_config.pop(name, None)
-    return json.loads(json.dumps(plain_config, default=str))
 
 
 def summary(model: GPT, history: History, steps: int, tokens_per_step: int, length: int) -> dict[str, Any]:

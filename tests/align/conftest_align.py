@@ -37,7 +37,7 @@ class Letters:
         return b"" if token == 0 else bytes([96 + token])
 
 
-def letters_model(vocabulary: int, seed: int, width: int = 32) -> GPT:
+def letters_model(vocabulary: int, seed: int, width: int = 32, context: int = 8) -> GPT:
     config = ModelConfig(
         vocab_size=vocabulary,
         width=width,
@@ -46,7 +46,7 @@ def letters_model(vocabulary: int, seed: int, width: int = 32) -> GPT:
         kv_heads=2,
         head_dim=16,
         mlp_width=64,
-        context=8,
+        context=context,
         tied=False,
     )
     model = GPT(config)

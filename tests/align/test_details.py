@@ -24,6 +24,7 @@ from jielong.feedback.labels import Thumb
 from jielong.model.gpt import GPT, causal_mask, load_model, save_model
 from jielong.model.lora import add_lora
 from jielong.run import Run
+from jielong.train.distributed import Team
 from jielong.train.loop import History
 from jielong.train.optim import Optimizer
 
@@ -166,11 +167,11 @@ def test_every_draw_has_a_seed_of_its_own_wherever_it_is_drawn(monkeypatch):
     for step, (prompts, own) in enumerate(steps):
         shares = []
         for rank in range(2):
-            monkeypatch.setattr(ppo_module, "world", lambda rank=rank: (rank, 2))
+            monkeypatch.setattr(Team, "readers", (rank, 2))
             shares.append(ppo.prompts_of(step))
         assert own[0::2] == shares[0][1] and own[1::2] == shares[1][1]
         assert prompts[0::2] == shares[0][0] and prompts[1::2] == shares[1][0]
-        monkeypatch.setattr(ppo_module, "world", lambda: (0, 1))
+        monkeypatch.setattr(Team, "readers", (0, 1))
     other = make_ppo(letters_model(6, 1), Letters(), by_sum, [[1], [2, 3], [4]], episodes=7, seed=2)
     assert not set(seeds) & set(other.prompts_of(0)[1])
 

@@ -10,7 +10,6 @@ import torch
 from conftest_align import FP32, Letters, by_length, exact_kl, gradients_of, letters_model, log_ratio, nudged
 from test_ppo import distribution, every_answer
 
-from jielong.align import groups
 from jielong.align.baselines import compared
 from jielong.align.groups import Groups, group_normalised, leave_one_out
 from jielong.align.rollout import rollout
@@ -25,6 +24,7 @@ from jielong.align.scoring import (
 )
 from jielong.config import GroupConfig, adam
 from jielong.errors import UserError
+from jielong.train.distributed import Team
 from jielong.train.loop import History
 from jielong.train.optim import Optimizer
 
@@ -72,8 +72,8 @@ def test_several_processes_share_a_group(model, tokenizer, prompts, monkeypatch)
     alone, asked = trainer.advantages(rewards), trainer.prompts_of(1)
     found, drawn = torch.empty(12), [None] * 12
     for rank in range(3):
-        monkeypatch.setattr(groups, "world", lambda rank=rank: (rank, 3))
-        monkeypatch.setattr(groups, "gather", lambda own: torch.cat([rewards[r::3] for r in range(3)]))
+        monkeypatch.setattr(Team, "readers", (rank, 3))
+        monkeypatch.setattr(Team, "gather", lambda self, own: torch.cat([rewards[r::3] for r in range(3)]))
         found[rank::3] = trainer.advantages(rewards[rank::3])
         drawn[rank::3] = zip(*trainer.prompts_of(1), strict=True)
     assert torch.equal(found, alone) and drawn == list(zip(*asked, strict=True))

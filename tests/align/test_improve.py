@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from jobs import ONE_THREAD, TORCHRUN, said, stop_second
 from people import TRAINING, press
+from safetensors.torch import load_file
 
 from jielong.align import improve, simulate
 from jielong.align.choose import Chooser, verdict
@@ -21,13 +24,15 @@ from jielong.align.contest import Contest, win_rate
 from jielong.align.policy import States
 from jielong.align.scoring import Scored
 from jielong.cli import main
-from jielong.config import ImproveConfig, PPOConfig, ThumbsConfig, filled
+from jielong.config import ImproveConfig, ParallelConfig, PPOConfig, ThumbsConfig, filled
 from jielong.errors import UserError
 from jielong.feedback.stage import store_of
-from jielong.model.gpt import causal_mask
+from jielong.model.gpt import causal_mask, read_shape
 from jielong.run import Run
 from jielong.teacher.judge import NAME
 from jielong.tokens.tokenizer import Tokenizer
+from jielong.train.distributed import LOST, Team
+from jielong.train.shard import check_division
 
 
 def settings(run: Run, **changes) -> ImproveConfig:
@@ -76,7 +81,8 @@ def test_what_breaks_a_guard_is_not_promoted(liked):
 @pytest.fixture
 def states(model, tmp_path):
     """The start and two more kept states, each further from it; and an actor to load them into."""
-    keep = States(tmp_path / "states", (actor := copy.deepcopy(model)), 1, 9)
+    actor = copy.deepcopy(model)
+    keep = States(tmp_path / "states", lambda: actor, 1, 9)
     for n, noise in enumerate((0.0, 0.1, 0.4)):
         torch.manual_seed(n)
         actor.load_state_dict({k: v + noise * torch.randn_like(v) for k, v in model.state_dict().items()})
@@ -244,3 +250,67 @@ def test_killed_and_continued_is_bit_equal(liked, tmp_path):
     one, two = whole.need("ppo-1").card, cut.need("ppo-1").card
     assert one["metrics"]["seen"] == two["metrics"]["seen"] and len(one["metrics"]["seen"]) == 6
     assert one["files"] == two["files"] and one["metrics"]["picked"] == two["metrics"]["picked"]
+
+
+def test_two_processes_improve_what_one_does(liked, tmp_path):
+    """The real command in two processes, one of which is killed in PPO, and again with another division: reward model, judge
+    and policy are those of one process."""
+    gentle = {
+        "precision": "fp32",
+        "threads": 1,
+        "optim": {"adam_lr": 5e-4, "scalar_lr": 5e-4},
+        "checkpoint_seconds": 0.0,
+    }
+    changed = {
+        "reward": TRAINING["reward"] | gentle | {"epochs": 1, "least_steps": 5},
+        "ppo": TRAINING["ppo"] | gentle | {"iterations": 4, "episodes": 24, "epochs": 1, "ptx": 1.0, "ptx_rows": 3},
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(TRAINING | changed))
+    for name in ("one", "two"):
+        for part in ("corpus", "tokenizer", "base", "sft"):
+            shutil.copytree(liked.path / part, tmp_path / name / part)
+        press(Run(tmp_path / name), 240)
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    options = ["--settings", str(tmp_path / "settings.json")]
+    assert main(["improve", str(one.path), *options]) == 0
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "--", "jielong.cli", "improve", str(two.path), *options]
+    process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
+    os.kill(stop_second(process, two.path / ".ppo-1.work" / "checkpoints", 1), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode and said(stderr) == [f"jielong: {LOST}"]
+    assert two.artifact("reward-1") is not None and two.artifact("promotion-1") is None
+    made = two.need("reward-1").card["created"]
+
+    done = subprocess.run([*command, "--parallel.strategy", "fsdp"], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("promoted:") + done.stdout.count("Promoted:") == 1  # one tells
+    assert two.need("reward-1").card["created"] == made  # and was not made again
+    for name, count in (("judge-1", 2), ("reward-1", 2), ("ppo-1", 2)):
+        assert two.need(name).card["metrics"]["processes"] == count
+        for file in ("model", "score") if name != "ppo-1" else ("model",):
+            a, b = (load_file(run.path / name / f"{file}.safetensors") for run in (one, two))
+            assert a.keys() == b.keys()
+            for key in a:
+                torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+    for key in ("score", "kl", "length", "policy_loss", "value_loss", "entropy"):
+        mine, theirs = ([seen[key] for seen in run.need("ppo-1").card["metrics"]["seen"]] for run in (one, two))
+        assert mine == pytest.approx(theirs, abs=2e-5, rel=2e-5) and len(mine) == 4
+    alone, shared = (run.need("promotion-1").card["metrics"] for run in (one, two))
+    assert alone["win_rate"] == pytest.approx(shared["win_rate"]) and alone["promoted"] == shared["promoted"]
+    assert not list(two.path.glob(".*.work")) and not list(two.path.glob(".*-mix"))
+    journal = [json.loads(line) for line in (two.path / improve.JOURNAL).read_text().splitlines()]
+    assert [e["event"] for e in journal].count("result") == 1 and two.serving() == one.serving()
+
+
+def test_what_processes_cannot_share_is_refused(liked):
+    with pytest.raises(UserError, match="torchrun --nproc-per-node"):
+        improve.run(settings(liked, parallel=ParallelConfig(strategy="fsdp")), liked)
+    with pytest.raises(UserError, match="micro-rows is for pretrain"):
+        improve.run(settings(liked, parallel=ParallelConfig(micro_rows=2)), liked)
+    shape = read_shape(liked.path / "sft")
+    for count, words in ((3, "must divide heads"), (2, "--lora-rank")):
+        monkey = pytest.MonkeyPatch()
+        monkey.setattr(Team, "tensor", count)
+        with pytest.raises(UserError, match=words):
+            check_division(shape, Team(), True)
+        monkey.undo()

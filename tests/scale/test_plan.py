@@ -10,24 +10,29 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jielong.cli import main
-from jielong.config import ModelConfig, OptimConfig, PlanConfig
+from jielong.config import ModelConfig, OptimConfig, ParallelConfig, PlanConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, Block, causal_mask, for_gpu, rope_tables
 from jielong.scale.known import GPUS, MODELS, gpu, published
 from jielong.scale.memory import memory, saved_by_block, sizes
 from jielong.scale.plan import (
     USABLE,
-    Layout,
+    Sharing,
     duration,
     flops_per_token,
     layouts,
     make,
     muon_flops,
+    muon_share,
     times,
     volume,
 )
-from jielong.scale.trace import traced_memory
-from jielong.train.optim import orthogonalise
+from jielong.scale.trace import pretended_group, traced_memory
+from jielong.train import layout as dealing
+from jielong.train import optim
+from jielong.train.distributed import make_team
+from jielong.train.optim import Optimizer, orthogonalise
+from jielong.train.shard import share
 
 SMALL = ModelConfig(
     vocab_size=512, context=64, layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=192, tied=False
@@ -126,10 +131,10 @@ def test_memory_by_hand():
 
 def test_what_is_sent_by_hand():
     s = sizes(SMALL)
-    fsdp, tensor = volume(SMALL, s, Layout(4, 1, 2, 3, False), 32)
+    fsdp, tensor = volume(SMALL, s, Sharing(4, 1, 2, 3, False), 32)
     # bfloat16 weights twice a pass, float32 gradients once, all but the own quarter
     assert fsdp == pytest.approx(0.75 * s.total * (3 * 2 * 2 + 4)) and tensor == 0
-    _, tensor = volume(SMALL, s, Layout(4, 2, 2, 3, False), 32)
+    _, tensor = volume(SMALL, s, Sharing(4, 2, 2, 3, False), 32)
     # a ring's all-reduce sends 2 (t − 1) / t of what it sums: four sums per block and pass
     assert tensor == pytest.approx(3 * 2 * 4 * (2 * 32 * 64 * 2))
 
@@ -201,10 +206,10 @@ def test_what_people_read(capsys):
 @pytest.mark.parametrize(
     ("name", "layout", "optimizer"),
     [
-        ("gpt2-124m", Layout(8, 1, 8, 1, False), "adamw"),
-        ("gpt2-124m", Layout(8, 1, 2, 2, True), "adamw"),
-        ("qwen3-0.6b", Layout(16, 2, 1, 1, False), "adamw"),
-        ("qwen3-0.6b", Layout(8, 1, 1, 2, False), "muon"),
+        ("gpt2-124m", Sharing(8, 1, 8, 1, False), "adamw"),
+        ("gpt2-124m", Sharing(8, 1, 2, 2, True), "adamw"),
+        ("qwen3-0.6b", Sharing(16, 2, 1, 1, False), "adamw"),
+        ("qwen3-0.6b", Sharing(8, 1, 1, 2, False), "muon"),
     ],
 )
 def test_memory_is_that_of_the_traced_step(name, layout, optimizer):
@@ -219,5 +224,43 @@ def test_memory_is_that_of_the_traced_step(name, layout, optimizer):
 
 def test_muon_is_counted():
     plain, muon = (make(PlanConfig(recipe="gpt2-1542m", gpus=8, optimizer=o)) for o in ("adamw", "muon"))
-    assert muon.times.muon > 0 == plain.times.muon and muon.memory.optimizer < plain.memory.optimizer
+    assert muon.times.muon > 0 == plain.times.muon and muon.volume_muon > 0 == plain.volume_muon
+    assert muon.memory.optimizer < plain.memory.optimizer
     assert OptimConfig().muon  # what jielong trains with where nobody says otherwise
+
+
+@pytest.mark.parametrize(("gpus", "tensor"), [(1, 1), (3, 1), (4, 2), (2, 2), (8, 1)])
+def test_what_muon_sends_is_what_the_optimizer_sends(gpus, tensor, monkeypatch):
+    """The real optimizer's step, as one process of a group that sends nothing; matrices and rows that do not divide evenly."""
+    config = dataclasses.replace(SMALL, layers=3)
+    sent, flops = {}, [0.0]
+    exchange, whole = torch.distributed.all_to_all_single, optim.orthogonalise
+
+    def counted(out, x, group):
+        size = group.size()
+        sent[group] = sent.get(group, 0) + x.numel() * x.element_size() * (size - 1) / size
+        return exchange(out, x, group=group)
+
+    def made(g, **kwargs):
+        with FlopCounterMode(display=False) as counter:
+            found = whole(g, **kwargs)
+        flops[0] += counter.get_total_flops()
+        return found
+
+    monkeypatch.setattr(dealing.dist, "all_to_all_single", counted)
+    monkeypatch.setattr(optim, "orthogonalise", made)
+    with pretended_group(gpus):
+        team = make_team(ParallelConfig("fsdp", tensor), "cpu", 0)
+        model = GPT(config)
+        model.init_weights(1)
+        share(model, team, torch.bfloat16)
+        steps = Optimizer(model, OptimConfig(), torch.bfloat16, team.layout)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        steps.step(0.5)
+        found = [sent.get(team.mesh.get_group(n), 0) for n in (0, 1)]
+    planned = muon_share(config, Sharing(gpus, tensor, 1, 1, False))
+    assert (planned.between, planned.within) == pytest.approx(tuple(found)) and planned.flops == flops[0]
+    assert (planned.between > 0) == (gpus > tensor) and (planned.within > 0) == (tensor > 1)
+    if gpus == 1:
+        assert planned.flops == muon_flops(config)

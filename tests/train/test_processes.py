@@ -8,28 +8,25 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from jobs import ONE_THREAD, TORCHRUN, said, stop_second
 from safetensors.torch import load_file
 from training_process import ROWS, SHAPES, STEPS, training
 
 from jielong.cli import dispatch, main
 from jielong.config import ParallelConfig
 from jielong.errors import UserError
-from jielong.pretrain import _begin
 from jielong.run import Run
 from jielong.train.distributed import LOST, _of_this_start, make_team, pick_device
 from jielong.train.layout import Division, Layout
+from jielong.train.making import begin
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 HERE = Path(__file__).parent
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(processes: int, folder: Path, cases: dict) -> dict[str, list[dict]]:
@@ -183,28 +180,6 @@ def run(tmp_path_factory) -> Path:
     return path
 
 
-def stop_second(process: subprocess.Popen, run: Path, step: int) -> int:
-    """Stop the process of rank 1 once there is a new checkpoint of `step` or later: its id."""
-    until, checkpoints = time.time() + 60, run / ".base.work" / "checkpoints"
-    before = set(checkpoints.glob("step-*"))
-    while not any(int(p.name[5:]) >= step for p in set(checkpoints.glob("step-*")) - before):
-        assert time.time() < until and process.poll() is None
-        time.sleep(0.005)
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and b"\0RANK=1\0" in (stat.parent / "environ").read_bytes():
-                os.kill(second := int(stat.parent.name), signal.SIGSTOP)
-                return second
-        except OSError:
-            continue
-    raise AssertionError("There is no process of rank 1.")
-
-
-def said(stderr: str) -> list[str]:
-    return [line for line in stderr.splitlines() if line.startswith("jielong:")]
-
-
 def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_path, capsys):
     whole = tmp_path / "whole"
     for name in ("corpus", "tokenizer"):
@@ -212,7 +187,7 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     assert main([*PRETRAIN, "--threads", "1", "--run", str(whole)]) == 0
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "--", "jielong.cli", *PRETRAIN, "--run", str(run)]
     process = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True)
-    os.kill(stop_second(process, run, 7), signal.SIGKILL)
+    os.kill(stop_second(process, run / ".base.work" / "checkpoints", 7), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode and said(stderr) == [f"jielong: {LOST}"]
     assert not (run / "base").exists()
@@ -232,7 +207,9 @@ def test_a_killed_process_ends_the_job_and_the_command_continues_it(run, tmp_pat
     process = subprocess.Popen(
         [*command, "--parallel.strategy", "fsdp"], env=ONE_THREAD, stderr=subprocess.PIPE, text=True
     )
-    second = stop_second(process, run, 20)  # stopped first: once it is dead, and until the restart, the lock is free
+    second = stop_second(
+        process, run / ".base.work" / "checkpoints", 20
+    )  # stopped first: once it is dead, and until the restart, the lock is free
     capsys.readouterr()
     assert main([*PRETRAIN, "--run", str(run)]) == 2  # the ranks share the lock; nobody else gets it
     assert "Another jielong process" in capsys.readouterr().err
@@ -267,10 +244,10 @@ def test_what_work_is_continued(tmp_path):
     """Any number of processes goes on; one alone only with as many threads as before, if it was alone before."""
     made = tmp_path / "work" / "index.npz"
     for threads, continued in ((None, False), (2, True), (None, True), (4, True), (4, True), (2, False)):
-        _begin(tmp_path / "work", {"steps": 3}, threads)
+        begin(tmp_path / "work", {"steps": 3}, threads)
         assert made.exists() == continued
         made.touch()
-    _begin(tmp_path / "work", {"steps": 4}, None)
+    begin(tmp_path / "work", {"steps": 4}, None)
     assert not made.exists()
 
 

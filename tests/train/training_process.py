@@ -60,7 +60,7 @@ def training(folder: Path, name: str, case: dict[str, Any], start: Path | None =
     index = make_index(shard.lengths, shard.ids, LENGTH, STEPS * ROWS, 1)
     groups = team.rows(ROWS, config.micro_rows)
     losses = [token_loss(shard, index, ROWS, LENGTH, 0, ROWS * LENGTH, frozenset({"7"}), only) for only in groups]
-    whole = share(model, team, config, torch.float32)
+    whole = share(model, team, torch.float32)
     held = sum(local(p).numel() for p in model.parameters())
     for loss_of in losses:
         loss_of(model, 0, torch.float32).backward()

@@ -12,6 +12,7 @@ from torch import Tensor
 from jielong.align.ppo import judged
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import (
+    ALONE,
     Answered,
     Scored,
     answer_tokens,
@@ -26,6 +27,7 @@ from jielong.align.scoring import (
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.tokens.tokenizer import Tokenizer
+from jielong.train.distributed import Team
 from jielong.train.loop import dtype_of
 
 # best-of-n
@@ -113,11 +115,16 @@ def best_of_n_kl(n: int) -> float:
 
 @torch.no_grad()
 def compared(
-    policy: GPT, reference: GPT, sequences: Sequence[Answered], dtype: torch.dtype, temperature: float
+    policy: GPT,
+    reference: GPT,
+    sequences: Sequence[Answered],
+    dtype: torch.dtype,
+    temperature: float,
+    team: Team = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log π and log π_ref of the answers' tokens, and KL(π ‖ π_ref) over the whole vocabulary before each: (N,) three times,
     from one forward pass of each model."""
-    groups = parts([len(s) for s in sequences])
+    groups = team.even(parts([len(s) for s in sequences]))
     pieces: tuple[list[Tensor], ...] = [], [], []
     for group in groups:
         own = [sequences[i] for i in group]

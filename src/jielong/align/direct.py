@@ -24,6 +24,7 @@ from jielong.align.ppo import repetition
 from jielong.align.reward import batch_of
 from jielong.align.rollout import key, rollout
 from jielong.align.scoring import (
+    ALONE,
     Answered,
     answer_logprobs,
     answer_tokens,
@@ -39,8 +40,10 @@ from jielong.feedback.labels import Pair, Thumb, is_held_out, paired
 from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
 from jielong.tokens.tokenizer import Tokenizer
+from jielong.train.distributed import Team
 from jielong.train.loop import Enough, History, dtype_of, finite
 from jielong.train.optim import Optimizer
+from jielong.train.shard import Whole
 
 
 def dpo_loss(better: Tensor, worse: Tensor, beta: float) -> Tensor:
@@ -149,11 +152,13 @@ class Direct:
         dtype: torch.dtype,
         held: Examples | None = None,
         keep: Keep | None = None,
+        team: Team = ALONE,
+        whole: Whole | None = None,
     ):
-        """`held` are labels that no step sees; keep(steps done, metrics) is called before every `keep_every`-th step. Raises
-        UserError for labels that the model cannot read."""
+        """`held` are labels that no step sees; keep(steps done, metrics) is called before every `keep_every`-th step; `whole`
+        gathers the actor, where the team has divided it. Raises UserError for labels that the model cannot read."""
         self.actor, self.reference, self.tokenizer, self.config, self.steps = actor, reference, tokenizer, config, steps
-        self.examples, self.held, self.keep = examples, held, keep
+        self.examples, self.held, self.keep, self.team, self.whole = examples, held, keep, team, whole
         sequences = [*examples.sequences, *(held.sequences if held else [])]
         longest = max(map(len, sequences))
         if longest > actor.config.context:
@@ -162,16 +167,18 @@ class Direct:
             raise UserError(
                 "The labels hold tokens that the model does not know; they were made with another tokenizer."
             )
-        self.known = self.start(examples, dtype)
-        self.known_held = self.start(held, dtype) if held else torch.zeros(0)
+        self.known = self.logprobs(reference, examples.sequences, dtype)
+        self.known_held = self.logprobs(reference, held.sequences, dtype) if held else torch.zeros(0)
         up = sum(examples.up)
         self.weights = kto_weights(up, len(examples.up) - up, config.balance) if config.method == "kto" else (1.0, 1.0)
         self.order = RewardConfig(rows=config.rows, seed=config.seed)  # labels come in the reward model's order
 
-    def start(self, examples: Examples, dtype: torch.dtype) -> Tensor:
-        """(S,) log-probabilities of the answers in the start model."""
-        tokens = answer_logprobs(self.reference, examples.sequences, dtype, self.config.temperature)
-        return per_answer(tokens, _lengths(examples.sequences))
+    def logprobs(self, body: GPT, sequences: Sequence[Answered], dtype: torch.dtype) -> Tensor:
+        """(S,) log-probabilities of the answers, of which each process computes some."""
+        rank, size = self.team.readers
+        own = sequences[rank::size]
+        tokens = answer_logprobs(body, own, dtype, self.config.temperature, team=self.team)
+        return self.team.in_order(per_answer(tokens, _lengths(own)), len(sequences))
 
     def ratios(self, sequences: Sequence[Answered], known: Tensor, dtype: torch.dtype) -> Tensor:
         """(S,) log π/π_ref, with gradient; `known` is log π_ref."""
@@ -181,37 +188,41 @@ class Direct:
     def reference_point(self, sequences: Sequence[Answered], dtype: torch.dtype) -> float:
         """KTO's z0: mean log-ratio of mismatched prompts and answers of the whole batch, at least 0 (its estimate of the KL)."""
         others = mismatched(sequences, self.actor.config.context)
-        tokens = [
-            answer_logprobs(model, others, dtype, self.config.temperature) for model in (self.actor, self.reference)
-        ]
-        return max(0.0, float((tokens[0] - tokens[1]).sum()) / len(others))
+        rank, size = self.team.readers
+        policy, reference = (
+            answer_logprobs(model, others[rank::size], dtype, self.config.temperature, team=self.team)
+            for model in (self.actor, self.reference)
+        )
+        return max(0.0, self.team.total(float((policy - reference).sum())) / len(others))
 
     def loss(self, ratios: Tensor, rows: Sequence[int], z0: float) -> Tensor:
         """Σ over items of the answers `rows`."""
         if self.config.method == "dpo":
-            better, worse = ratios.view(-1, 2).T
+            better, worse = ratios.view(len(ratios) // 2, 2).T
             return dpo_loss(better, worse, self.config.beta).sum()
-        up = torch.tensor([self.examples.up[i] for i in rows])
+        up = torch.tensor([self.examples.up[i] for i in rows], dtype=torch.bool)
         return kto_loss(ratios, up, z0, self.config.beta, *self.weights).sum()
 
     def gradients(self, items: Sequence[int], dtype: torch.dtype) -> dict[str, float]:
-        """Add the gradients of the batch's mean loss; what to tell about it."""
-        examples, beta = self.examples, self.config.beta
+        """Add the gradients of the batch's mean loss, of which each process computes its share; what to tell about it."""
+        examples, beta, (rank, size) = self.examples, self.config.beta, self.team.readers
         rows = examples.rows(items)
         z0 = self.reference_point([examples.sequences[i] for i in rows], dtype) if examples.each == 1 else 0.0
-        lengths = [sum(len(examples.sequences[i]) for i in examples.rows([item])) for item in items]
-        value, order, pieces = 0.0, [], []
-        for group in parts(lengths):  # memory does not grow with the batch
-            own = examples.rows([items[n] for n in group])
+        mine = items[rank::size]
+        lengths = [sum(len(examples.sequences[i]) for i in examples.rows([item])) for item in mine]
+        value, order, pieces = 0.0, [], [torch.zeros(0)]
+        for group in self.team.even(parts(lengths)):  # memory does not grow with the batch
+            own = examples.rows([mine[n] for n in group])
             ratios = self.ratios([examples.sequences[i] for i in own], self.known[own], dtype)
             loss = self.loss(ratios, own, z0) / len(items)
             loss.backward()
             value += float(loss.detach())
             order += own
             pieces.append(ratios.detach())
-        found = torch.cat(pieces)
-        up = torch.tensor([examples.up[i] for i in order])
-        told = {"loss": value, "ranked": Examples([], up.tolist(), examples.each).ranked(found)}
+        self.team.sum_gradients(self.actor)
+        found = self.team.gather(torch.cat(pieces))
+        up = self.team.gather(torch.tensor([int(examples.up[i]) for i in order], dtype=torch.int64)).bool()
+        told = {"loss": self.team.total(value), "ranked": Examples([], up.tolist(), examples.each).ranked(found)}
         told |= {"reward_up": beta * float(found[up].mean()), "reward_down": beta * float(found[~up].mean())}
         if examples.each == 1:
             told["z0"] = z0
@@ -224,21 +235,26 @@ class Direct:
         c = self.config
         prompts = sorted({s.prompt for s in self.examples.sequences})
         order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(key(c.seed, "probe"))).tolist()
-        asked = [prompts[order[n % len(order)]] for n in range(c.probes)]
-        seeds = [key(c.seed, "probe", n) for n in range(c.probes)]
+        rank, size = self.team.readers
+        mine = range(rank, c.probes, size)
+        asked = [prompts[order[n % len(order)]] for n in mine]
+        seeds = [key(c.seed, "probe", n) for n in mine]
         precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-        drawn = rollout(self.actor, self.tokenizer, asked, seeds, c.temperature, c.max_tokens, precision)
-        logprobs, reference, exact = compared(self.actor, self.reference, drawn.sequences, dtype, c.temperature)
+        actor = (self.whole(everyone=True) if self.whole else None) or self.actor
+        drawn = rollout(actor, self.tokenizer, asked, seeds, c.temperature, c.max_tokens, precision)
+        logprobs, reference, exact = compared(
+            self.actor, self.reference, drawn.sequences, dtype, c.temperature, self.team
+        )
+        gather = self.team.gather
         told = {
-            "kl": float(per_answer(logprobs - reference, drawn.lengths).mean()),
-            "kl_exact": float(per_answer(exact, drawn.lengths).mean()),
-            "length": float(drawn.lengths.double().mean()),
-            "ended": float(drawn.ended.double().mean()),
-            "repetition": sum(repetition(s.answer) for s in drawn.sequences) / c.probes,
+            "kl": float(gather(per_answer(logprobs - reference, drawn.lengths)).mean()),
+            "kl_exact": float(gather(per_answer(exact, drawn.lengths)).mean()),
+            "length": float(gather(drawn.lengths.double()).mean()),
+            "ended": float(gather(drawn.ended.double()).mean()),
+            "repetition": self.team.total(sum(repetition(s.answer) for s in drawn.sequences)) / c.probes,
         }
         if self.held:
-            tokens = answer_logprobs(self.actor, self.held.sequences, dtype, c.temperature)
-            ranked = self.held.ranked(per_answer(tokens, _lengths(self.held.sequences)) - self.known_held)
+            ranked = self.held.ranked(self.logprobs(self.actor, self.held.sequences, dtype) - self.known_held)
             told |= {} if math.isnan(ranked) else {"held_out": ranked}
         if told["kl"] > c.kl_limit:
             raise Enough(f"the KL reached {told['kl']:.0f} nats per answer, the limit is {c.kl_limit:g}")
@@ -261,7 +277,7 @@ class Direct:
 
 
 def _lengths(sequences: Sequence[Answered]) -> Tensor:
-    return torch.tensor([len(s.answer) for s in sequences])
+    return torch.tensor([len(s.answer) for s in sequences], dtype=torch.int64)
 
 
 def run(
@@ -273,6 +289,7 @@ def run(
     name: str = "",
     choose: Choose | None = None,
     tell: Tell | None = None,
+    team: Team = ALONE,
 ) -> Artifact:
     """The DPO or KTO stage: labels → `name`, by default the method's. `choose` picks one of the kept states and says why (the
     last one without it); `tell` is called with what is measured at each. Raises UserError when nothing can be learnt."""
@@ -283,9 +300,9 @@ def run(
     check(config, len(ours[0]), examples)
     steps = max(1, math.ceil(config.epochs * len(examples) / config.rows))
 
-    def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep) -> tuple[nn.Module, Trainer]:
+    def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep, whole: Whole) -> tuple[nn.Module, Trainer]:
         dtype = dtype_of(config.precision)
-        return actor, Direct(actor, reference, tokenizer, examples, config, steps, dtype, kept, keep)
+        return actor, Direct(actor, reference, tokenizer, examples, config, steps, dtype, kept, keep, team, whole)
 
     metrics: dict[str, Any] = {
         "labels": {"thumbs": len(thumbs), "up": sum(t.up for t in thumbs), "pairs": len(pairs)},
@@ -306,4 +323,5 @@ def run(
         choose,
         tell,
         metrics,
+        team,
     )

@@ -23,15 +23,16 @@ from jielong.align.baselines import compared
 from jielong.align.losses import ends, kl_estimates, per_answer, policy_loss
 from jielong.align.policy import Choose, Keep, Tell, Trainer, train_policy
 from jielong.align.ppo import PPO, ActorCritic, Experience, Score, judged, read_prompts, trusted
-from jielong.align.rollout import Rollout, key, rollout
-from jielong.align.scoring import Scored, answer_tokens, chosen, hidden_before, log_softmax, score
+from jielong.align.rollout import Rollout, key
+from jielong.align.scoring import ALONE, Scored, answer_tokens, chosen, hidden_before, log_softmax, score
 from jielong.config import GroupConfig, PPOConfig, RolloutConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
 from jielong.tokens.tokenizer import Tokenizer
-from jielong.train.group import gather, world
+from jielong.train.distributed import Team
 from jielong.train.loop import Enough, dtype_of
+from jielong.train.shard import Whole, share
 
 # added to the standard deviation: answers whose rewards differ by rounding alone must not become good and bad ones
 EPS = 1e-4
@@ -74,6 +75,8 @@ class Groups(PPO):
         config: GroupConfig,
         mix: Callable[[GPT, int, torch.dtype], Tensor] | None = None,
         keep: Keep | None = None,
+        team: Team = ALONE,
+        whole: Whole | None = None,
     ):
         """The arguments are those of PPO. Raises UserError for settings that leave an answer nothing to be compared with."""
         if config.method not in ("rloo", "grpo"):
@@ -82,13 +85,15 @@ class Groups(PPO):
             raise UserError("answers must be at least 2: an answer is compared with the others to its prompt.")
         if config.episodes % config.answers:
             raise UserError(f"episodes ({config.episodes}) must be a multiple of answers ({config.answers}).")
-        super().__init__(Alone(actor), reference, score, tokenizer, prompts, ppo_settings(config), mix, keep)
+        super().__init__(
+            Alone(actor), reference, score, tokenizer, prompts, ppo_settings(config), mix, keep, team=team, whole=whole
+        )
         self.method, self.answers = config.method, config.answers
         self.kl = config.kl
 
     def prompts_of(self, step: int) -> tuple[list[Sequence[int]], list[int]]:
         """As in PPO, but each prompt comes `answers` times. The answers to one prompt may lie with several processes."""
-        rank, size = world()
+        rank, size = self.team.readers
         c = self.config
         prompts, seeds = [], []
         for n in range(step * c.episodes + rank, (step + 1) * c.episodes, size):
@@ -101,18 +106,17 @@ class Groups(PPO):
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Rewards of this process's answers → their advantages against their groups; both (E,)."""
-        rank, size = world()
-        count = self.config.episodes
-        order = [n for r in range(size) for n in range(r, count, size)]
-        everyone = torch.empty(count)
-        everyone[order] = gather(rewards)
+        rank, size = self.team.readers
+        everyones = self.team.in_order(rewards, self.config.episodes)
         rule = leave_one_out if self.method == "rloo" else group_normalised
-        return rule(everyone.view(-1, self.answers)).flatten()[rank::size]
+        return rule(everyones.view(-1, self.answers)).flatten()[rank::size]
 
     def experience(self, drawn: Rollout, kl: float, dtype: torch.dtype) -> tuple[Experience, dict[str, float]]:
         """Advantages of the answers, and what to tell about them."""
         c, lengths = self.config, drawn.lengths
-        logprobs, reference, exact = compared(self.model.actor, self.reference, drawn.sequences, dtype, c.temperature)
+        logprobs, reference, exact = compared(
+            self.model.actor, self.reference, drawn.sequences, dtype, c.temperature, self.team
+        )
         scores = judged(self.score, drawn, c.missing_end)
         self.kl = kl  # the loss of GRPO needs it
         rewards = scores - kl * per_answer(logprobs - reference, lengths) if self.method == "rloo" else scores
@@ -120,7 +124,7 @@ class Groups(PPO):
         nothing = torch.zeros_like(advantages)
         metrics = self.describe(drawn, scores, logprobs, reference, nothing, nothing)
         del metrics["explained"]  # there is no critic
-        metrics["kl_exact"] = float(gather(per_answer(exact, lengths)).mean())
+        metrics["kl_exact"] = float(self.team.gather(per_answer(exact, lengths)).mean())
         # the place of the critic's values holds the start model's log-probabilities
         return Experience(drawn.sequences, lengths, logprobs, reference, advantages, nothing), metrics
 
@@ -135,7 +139,7 @@ class Groups(PPO):
         tokens_per_action = 1.0
         if self.method == "rloo":
             new, old, advantages = per_answer(new, lengths), per_answer(old, lengths), advantages[ends(lengths)]
-            tokens_per_action = len(reference) / len(lengths)
+            tokens_per_action = len(reference) / max(1, len(lengths))
         loss, clipped = policy_loss(new, old, advantages, self.config.clip)
         if self.method == "grpo":
             loss = loss + self.kl * kl_estimates(new, reference)["k3"].sum()
@@ -150,10 +154,7 @@ class Groups(PPO):
     def last(self, dtype: torch.dtype) -> None:
         """Measure and keep the state after the last iteration, by the answers from which the next one would learn."""
         c = self.config
-        prompts, seeds = self.prompts_of(c.iterations)
-        precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-        drawn = rollout(self.model.actor, self.tokenizer, prompts, seeds, c.temperature, c.max_tokens, precision)
-        _, metrics = self.experience(drawn, self.kl, dtype)
+        _, metrics = self.experience(self.draw(c.iterations, dtype), self.kl, dtype)
         if metrics["kl"] > c.kl_limit:
             raise Enough(f"the KL reached {metrics['kl']:.0f} nats per answer, the limit is {c.kl_limit:g}")
         if self.keep is not None:
@@ -167,6 +168,7 @@ def run(
     choose: Choose | None = None,
     tell: Tell | None = None,
     mix: Callable[[GPT, int, torch.dtype], Tensor] | None = None,
+    team: Team = ALONE,
 ) -> Artifact:
     """The RLOO or GRPO stage → `name`, by default the method's. The rest as in ppo.run. Raises UserError when the reward
     model is not to be trusted."""
@@ -174,15 +176,18 @@ def run(
     start = run.need(config.model or next(iter(reward.card["parents"])))
     dtype = dtype_of(config.precision)
     judge = Scored.load(reward.path).requires_grad_(False).eval()
+    share(judge.body, team, dtype)
 
-    def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep) -> tuple[nn.Module, Trainer]:
+    def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep, whole: Whole) -> tuple[nn.Module, Trainer]:
         prompts = read_prompts(reward, tokenizer, actor.config.context, config.max_tokens)
-        groups = Groups(
-            actor, reference, lambda drawn: score(judge, drawn.sequences, dtype), tokenizer, prompts, config, mix, keep
-        )
+
+        def scores(drawn: Rollout) -> Tensor:
+            return score(judge, drawn.sequences, dtype, team=team)
+
+        groups = Groups(actor, reference, scores, tokenizer, prompts, config, mix, keep, team, whole)
         return groups.model, groups
 
     return train_policy(
         config, run, config.method, name or config.method, [start, reward], config.iterations, config.episodes, make,
-        choose=choose, tell=tell,
+        choose=choose, tell=tell, team=team,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jielong.train.group import total
+from jielong.train.distributed import Team
 
 
 def ends(lengths: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def token_rewards(scores: Tensor, logprobs: Tensor, reference: Tensor, lengths: 
 def gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantages (N,): A_t = Σ_k (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} − V_t, V = 0 after the last token
     (Schulman et al. 2016, eq. 16)."""
-    E, L = len(lengths), int(lengths.max())
+    E, L = len(lengths), max(lengths.tolist(), default=0)
     column = torch.arange(L).unsqueeze(0)
     place = column < lengths.unsqueeze(1)  # (E, L), true where a token is
     r, v = torch.zeros(E, L), torch.zeros(E, L + 1)
@@ -47,11 +47,12 @@ def gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: flo
     return out[place]
 
 
-def whiten(values: Tensor, keep_mean: bool = False) -> Tensor:
+def whiten(values: Tensor, keep_mean: bool = False, team: Team | None = None) -> Tensor:
     """Zero mean and unit variance over every process's tokens; with `keep_mean` only the variance is changed."""
-    count, first = total(torch.tensor([float(values.numel()), float(values.sum(dtype=torch.float64))]).double())
+    team = team or Team()
+    count, first = team.sum(torch.tensor([float(values.numel()), float(values.sum(dtype=torch.float64))]).double())
     mean = first / count
-    square = total((values.double() - mean).square().sum().unsqueeze(0))[0]
+    square = team.sum((values.double() - mean).square().sum())
     scaled = (values.double() - mean) * torch.rsqrt(square / count + 1e-8)
     return (scaled + mean if keep_mean else scaled).float()
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,15 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from jielong.align.scoring import merged_copy
-from jielong.align.work import fresh_work
+from jielong.align.scoring import ALONE, merged_copy
 from jielong.config import DirectConfig, RolloutConfig
 from jielong.model.gpt import GPT, load_model, save_model, write_shape
 from jielong.model.lora import add_lora, save_adapter, trained
 from jielong.run import Artifact, Run
 from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
+from jielong.train.distributed import Team
 from jielong.train.loop import Enough, History, LoopConfig, dtype_of, repeat, use_threads
+from jielong.train.making import begin, content
 from jielong.train.optim import Optimizer
+from jielong.train.shard import Whole, share
 
 
 @dataclass
@@ -40,10 +43,10 @@ class State:
 
 
 class States:
-    """The kept states of a training, in a folder of its own."""
+    """The kept states of a training, in a folder of its own. All processes keep them, the first one writes."""
 
-    def __init__(self, folder: Path, actor: GPT, every: int, last: int):
-        self.folder, self.actor, self.every, self.last = folder, actor, every, last
+    def __init__(self, folder: Path, whole: Whole, every: int, last: int):
+        self.folder, self.whole, self.every, self.last = folder, whole, every, last
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, iteration: int, metrics: dict[str, Any]) -> None:
@@ -52,8 +55,11 @@ class States:
             return
         from safetensors.torch import save_file
 
+        actor = self.whole()
+        if actor is None:
+            return
         beside = self.folder / ".partial"
-        save_file({k: v.contiguous() for k, v in trained(self.actor).items()}, beside)
+        save_file({k: v.contiguous() for k, v in trained(actor).items()}, beside)
         beside.rename(self.folder / f"{iteration:06d}.safetensors")
         (self.folder / f"{iteration:06d}.json").write_text(json.dumps(metrics))
 
@@ -92,8 +98,8 @@ class Trainer(Protocol):
     def last(self, dtype: torch.dtype) -> None: ...
 
 
-Make = Callable[[GPT, GPT, Tokenizer, Keep], tuple[nn.Module, Trainer]]
-"""(actor, reference, tokenizer, keep) → what is trained, and its trainer."""
+Make = Callable[[GPT, GPT, Tokenizer, Keep, Whole], tuple[nn.Module, Trainer]]
+"""(actor, reference, tokenizer, keep, what gathers the actor) → what is trained, and its trainer."""
 
 
 def train_policy(
@@ -109,11 +115,12 @@ def train_policy(
     choose: Choose | None = None,
     tell: Tell | None = None,
     metrics: dict[str, Any] | None = None,
+    team: Team = ALONE,
 ) -> Artifact:
     """The first of `parents` → the chat model `name`, an artifact of `kind`.
 
     `per_step` is how many answers a step learns from; `also` is what the result depends on beside config and parents;
-    `metrics` go into the card.
+    `metrics` go into the card. All processes of the team train; the first one chooses, tells and writes.
     """
     from jielong.train.bar import training_bar
 
@@ -124,39 +131,51 @@ def train_policy(
     reference = merged_copy(actor)
     if config.lora_rank:
         add_lora(actor, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)
-    work = fresh_work(run, name, [dataclasses.asdict(config), [p.hash for p in parents], also])
-    states = States(work / "states", actor, config.keep_every, steps)
+    work, dtype = run.work(name), dtype_of(config.precision)
+    making = {"config": content(config), "parents": {p.name: p.hash for p in parents}, "also": also}
+    with team.in_turn():
+        if team.first:
+            begin(work, making, config.threads if team.alone else None)
+    whole = share(actor, team, dtype)
+    share(reference, team, dtype)
+    states = States(work / "states", whole, config.keep_every, steps)
 
     def keep(step: int, found: dict[str, Any]) -> None:
         states(step, found)
-        if tell:
+        if tell and team.first:
             tell({"iteration": step, "of": steps, **found})
 
-    model, trainer = make(actor, reference, tokenizer, keep)
+    model, trainer = make(actor, reference, tokenizer, keep, whole)
     loop = LoopConfig(
         steps, config.optim, config.precision, config.threads, config.checkpoint_seconds, per_step, name, history=False
     )
-    with run.build(name, kind=kind, config=config, parents=list(parents), seed=config.seed) as build:
-        with training_bar(name, steps) as progress:
-            history = repeat(model, trainer, loop, work / "checkpoints", progress)
+    made = run.build(name, kind=kind, config=config, parents=list(parents), seed=config.seed)
+    with made if team.first else nullcontext() as build:
+        with training_bar(name, steps) if team.first else nullcontext() as progress:
+            history = repeat(model, trainer, loop, work / "checkpoints", progress, team)
         if not history.ended:
             try:
-                trainer.last(dtype_of(config.precision))
+                trainer.last(dtype)
             except Enough as reason:
                 history.ended = str(reason)
-        kept = states.all()
-        picked, why = choose(kept, actor) if choose else (kept[-1], {"rule": "the last state"})
-        picked.load(actor)
-        save_policy(actor, start, build.path)
-        build.threads = config.threads
-        build.metrics = {
-            "parameters": actor.parameter_count(),
-            "iterations": len(history.seen),
-            "ended": history.ended,
-            **(metrics or {}),
-            "seen": history.seen,
-            "kept": [{"iteration": s.iteration, **s.metrics} for s in kept],
-            "picked": {"iteration": picked.iteration, **why},
-        }
-    shutil.rmtree(work, ignore_errors=True)
-    return build.artifact
+        final = whole()
+        if build is not None and final is not None:
+            kept = states.all()
+            picked, why = choose(kept, final) if choose else (kept[-1], {"rule": "the last state"})
+            picked.load(final)
+            save_policy(final, start, build.path)
+            build.threads = config.threads
+            build.metrics = {
+                "parameters": final.parameter_count(),
+                "processes": team.place[1],
+                "iterations": len(history.seen),
+                "ended": history.ended,
+                **(metrics or {}),
+                "seen": history.seen,
+                "kept": [{"iteration": s.iteration, **s.metrics} for s in kept],
+                "picked": {"iteration": picked.iteration, **why},
+            }
+    with team.in_turn():
+        if team.first:
+            shutil.rmtree(work, ignore_errors=True)
+    return Artifact(run.path / name)

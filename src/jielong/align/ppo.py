@@ -6,7 +6,7 @@ training forward pass itself, not from the engine, so that the ratio is exactly 
 is a metric (`rollout_gap`).
 
 With several processes each answers its share of an iteration's prompts. Sums, not means, are added up across them,
-so that the update is that of one process with all the answers.
+so that the update is that of one process with all the answers. To draw, each gathers the whole actor.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from jielong.align.losses import (
 from jielong.align.policy import Choose, Keep, Tell, Trainer, train_policy
 from jielong.align.rollout import Rollout, key, rollout
 from jielong.align.scoring import (
+    ALONE,
     PART,
     Answered,
     Scored,
@@ -50,9 +51,10 @@ from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
 from jielong.tokens.chat import encode_chat, fit
 from jielong.tokens.tokenizer import Tokenizer
-from jielong.train.group import gather, sum_gradients, total, world
+from jielong.train.distributed import Team
 from jielong.train.loop import Enough, History, dtype_of, finite
 from jielong.train.optim import Optimizer
+from jielong.train.shard import Whole, share
 
 Score = Callable[[Rollout], Tensor]
 """Answers → their scores (E,)."""
@@ -115,9 +117,13 @@ class PPO:
         mix: Callable[[GPT, int, torch.dtype], Tensor] | None = None,
         keep: Keep | None = None,
         tell: Tell | None = None,
+        team: Team = ALONE,
+        whole: Whole | None = None,
     ):
-        """mix(actor, optimizer step, dtype) is the pretraining loss of PPO-ptx; keep(iterations done, metrics) is called with
-        each iteration's metrics while the weights are those that its answers were drawn from, tell(metrics) after it."""
+        """mix(actor, optimizer step, dtype) is this process's share of the pretraining loss of PPO-ptx; keep(iterations done,
+        metrics) is called with each iteration's metrics while the weights are those that its answers were drawn from,
+        tell(metrics) after it. `score` scores this process's answers; `whole` gathers the actor, where the team has
+        divided it."""
         if not prompts:
             raise UserError("PPO needs prompts; collect some conversations first.")
         if not 1 <= config.minibatches <= config.episodes:
@@ -126,14 +132,14 @@ class PPO:
             raise UserError("temperature must be above 0: PPO learns from different answers.")
         self.model, self.reference, self.score = model, reference, score
         self.tokenizer, self.prompts, self.config = tokenizer, prompts, config
-        self.mix, self.keep, self.tell = mix, keep, tell
+        self.mix, self.keep, self.tell, self.team, self.whole = mix, keep, tell, team, whole
 
     # what an iteration learns from
 
     def prompts_of(self, step: int) -> tuple[list[Sequence[int]], list[int]]:
         """This process's prompts and their seeds: every prompt once before any comes again, in an order of its own each
         time. Which answers are drawn does not depend on the number of processes."""
-        rank, size = world()
+        rank, size = self.team.readers
         c = self.config
         prompts, seeds = [], []
         for n in range(step * c.episodes + rank, (step + 1) * c.episodes, size):
@@ -144,26 +150,36 @@ class PPO:
             seeds.append(key(c.seed, "draw", n))
         return prompts, seeds
 
+    def draw(self, step: int, dtype: torch.dtype) -> Rollout:
+        """This process's answers."""
+        prompts, seeds = self.prompts_of(step)
+        c, precision = self.config, "bf16" if dtype == torch.bfloat16 else "fp32"
+        actor = self.whole(everyone=True) if self.whole else None
+        return rollout(
+            actor or self.model.actor, self.tokenizer, prompts, seeds, c.temperature, c.max_tokens, precision
+        )
+
     def experience(self, drawn: Rollout, kl: float, dtype: torch.dtype) -> tuple[Experience, dict[str, float]]:
         """Rewards, values and advantages of the answers, and what to tell about them."""
         c, lengths = self.config, drawn.lengths
         actor, sequences = self.model.actor, drawn.sequences
-        logprobs = answer_logprobs(actor, sequences, dtype, c.temperature)
-        reference = answer_logprobs(self.reference, sequences, dtype, c.temperature)
-        values = answer_values(self.model.critic, sequences, dtype)
+        logprobs = answer_logprobs(actor, sequences, dtype, c.temperature, team=self.team)
+        reference = answer_logprobs(self.reference, sequences, dtype, c.temperature, team=self.team)
+        values = answer_values(self.model.critic, sequences, dtype, team=self.team)
         scores = judged(self.score, drawn, c.missing_end)
         rewards = token_rewards(scores, logprobs, reference, lengths, kl)
         if c.whiten_rewards:
-            rewards = whiten(rewards, keep_mean=True)
+            rewards = whiten(rewards, keep_mean=True, team=self.team)
         advantages = gae(rewards, values, lengths, c.gamma, c.lam)
         returns = advantages + values
         metrics = self.describe(drawn, scores, logprobs, reference, values, returns)
-        return Experience(sequences, lengths, logprobs, values, whiten(advantages), returns), metrics
+        return Experience(sequences, lengths, logprobs, values, whiten(advantages, team=self.team), returns), metrics
 
     def describe(
         self, drawn: Rollout, scores: Tensor, logprobs: Tensor, reference: Tensor, values: Tensor, returns: Tensor
     ) -> dict[str, float]:
         """Metrics of the answers, over those of every process. No padding enters any of them."""
+        gather = self.team.gather
         scores, ended = gather(scores), gather(drawn.ended.float())
         kl = gather(per_answer(kl_estimates(logprobs, reference)["k1"], drawn.lengths))
         k3 = gather(per_answer(kl_estimates(logprobs, reference)["k3"], drawn.lengths))
@@ -187,10 +203,7 @@ class PPO:
         """One iteration. Its metrics are appended to `history.seen`; minus its mean score is returned, as a loss."""
         c = self.config
         kl = history.seen[-1]["next_kl_weight"] if history.seen else c.kl
-        prompts, seeds = self.prompts_of(step)
-        precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-        drawn = rollout(self.model.actor, self.tokenizer, prompts, seeds, c.temperature, c.max_tokens, precision)
-        experience, metrics = self.experience(drawn, kl, dtype)
+        experience, metrics = self.experience(self.draw(step, dtype), kl, dtype)
         if metrics["kl"] > c.kl_limit:
             raise Enough(f"the KL reached {metrics['kl']:.0f} nats per answer, the limit is {c.kl_limit:g}")
         if self.keep is not None:
@@ -210,7 +223,7 @@ class PPO:
             sums = torch.zeros(8, dtype=torch.float64)
             generator = torch.Generator().manual_seed(key(c.seed, "pass", step, epoch))
             order = torch.randperm(c.episodes, generator=generator).tolist()
-            rank, size = world()
+            rank, size = self.team.readers
             for n in range(c.minibatches):
                 part = experience.rows([i // size for i in order[n :: c.minibatches] if i % size == rank])
                 number = (step * c.epochs + epoch) * c.minibatches + n
@@ -228,17 +241,17 @@ class PPO:
         """One optimizer step. Sums over tokens: count, policy loss, value loss, clipped, approximate KL, ratio, entropy,
         and tokens of left-out minibatches."""
         c = self.config
-        count = float(total(torch.tensor([float(part.lengths.sum())]))[0])
+        count = self.team.total(float(part.lengths.sum()))
         sums = torch.zeros(8, dtype=torch.float64)
-        for group in parts([len(s) for s in part.sequences], PART):
+        for group in self.team.even(parts([len(s) for s in part.sequences], PART)):
             loss, told = self.loss(part.rows(group), dtype, count, train_actor)
             loss.backward()
             sums += told
         if self.mix is not None and c.ptx and train_actor:
-            loss = c.ptx * self.mix(self.model.actor, number, dtype) / world()[1]
+            loss = c.ptx * self.mix(self.model.actor, number, dtype)
             loss.backward()
-        sums = total(sums)
-        sum_gradients((self.model if train_actor else self.model.critic).parameters())
+        sums = self.team.sum(sums)
+        self.team.sum_gradients(self.model)
         if float(sums[5]) / count > c.most_ratio or not math.isfinite(float(sums[1:].sum())):
             optimizer.skip()
             sums[7] = count
@@ -305,23 +318,27 @@ def run(
     choose: Choose | None = None,
     tell: Tell | None = None,
     mix: Callable[[GPT, int, torch.dtype], Tensor] | None = None,
+    team: Team = ALONE,
 ) -> Artifact:
     """The PPO stage. `choose` picks one of the kept states and says why (the last one without it); `tell` is called with
-    every iteration's metrics. Raises UserError when the reward model is not to be trusted."""
+    every iteration's metrics, both on the first process only. Raises UserError when the reward model is not to be trusted."""
     reward = trusted(run, config, "PPO")
     start = run.need(config.model or next(iter(reward.card["parents"])))
     dtype = dtype_of(config.precision)
     judge = Scored.load(reward.path).requires_grad_(False).eval()
 
-    def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep) -> tuple[nn.Module, Trainer]:
+    share(judge.body, team, dtype)
+
+    def make(actor: GPT, reference: GPT, tokenizer: Tokenizer, keep: Keep, whole: Whole) -> tuple[nn.Module, Trainer]:
         model = ActorCritic(actor, Scored.load(reward.path))
+        share(model.critic.body, team, dtype)
         prompts = read_prompts(reward, tokenizer, actor.config.context, config.max_tokens)
 
         def scores(drawn: Rollout) -> Tensor:
-            return score(judge, drawn.sequences, dtype)
+            return score(judge, drawn.sequences, dtype, team=team)
 
-        return model, PPO(model, reference, scores, tokenizer, prompts, config, mix, keep, tell)
+        return model, PPO(model, reference, scores, tokenizer, prompts, config, mix, keep, tell, team, whole)
 
     return train_policy(
-        config, run, "ppo", name, [start, reward], config.iterations, config.episodes, make, choose=choose
+        config, run, "ppo", name, [start, reward], config.iterations, config.episodes, make, choose=choose, team=team
     )

@@ -15,6 +15,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jielong.align.scoring import PART, Answered, Scored, hidden_at_ends, merge, parts, score
-from jielong.align.work import fresh_work
+from jielong.align.scoring import ALONE, PART, Answered, Scored, hidden_at_ends, merge, parts, score
 from jielong.config import ModelConfig, RewardConfig
 from jielong.errors import UserError
 from jielong.evaluate.statistics import auc_within, bootstrap, calibration_error, correlation, platt
@@ -36,8 +36,11 @@ from jielong.model.lora import add_lora
 from jielong.run import Artifact, Run
 from jielong.tokens.tokenizer import copy_tokenizer
 from jielong.train.bar import training_bar
+from jielong.train.distributed import Team
 from jielong.train.loop import History, LoopConfig, dtype_of, finite, repeat, use_threads
+from jielong.train.making import begin, content
 from jielong.train.optim import Optimizer
+from jielong.train.shard import share
 
 LEAST = 20  # labels: with fewer nothing can be learnt and held out
 
@@ -137,25 +140,36 @@ def part_tokens(c: ModelConfig) -> int:
 
 
 def train_reward(
-    judge: Judge, labels: Labels, config: RewardConfig, steps: int, work: Path, progress: Any = None
+    judge: Judge,
+    labels: Labels,
+    config: RewardConfig,
+    steps: int,
+    work: Path,
+    progress: Any = None,
+    team: Team = ALONE,
 ) -> History:
-    """Train in place, resumably."""
+    """Train in place, resumably. Each process of the team learns from other labels."""
     count = len(labels)
+    rank, size = team.readers
     tokens = sum(len(s) for i in range(count) for s in labels.sequences(i)) / count
 
     def update(optimizer: Optimizer, step: int, dtype: torch.dtype, history: History) -> float:
-        items, value = batch_of(config, count, step), 0.0
+        everyones = batch_of(config, count, step)
+        items, value = everyones[rank::size], 0.0
         lengths = [sum(len(s) for s in labels.sequences(i)) for i in items]
-        for group in parts(lengths, part_tokens(judge.reward.body.config)):  # memory does not grow with the batch
-            value += _backward(judge, labels, [items[n] for n in group], config, dtype, len(items))
+        groups = parts(lengths, part_tokens(judge.reward.body.config))  # memory does not grow with the batch
+        for group in team.even(groups):
+            value += _backward(judge, labels, [items[n] for n in group], config, dtype, len(everyones))
+        value = finite(team.total(value), step)
+        team.sum_gradients(judge)
         optimizer.step((step + 0.5) / steps)
-        return finite(value, step)
+        return value
 
     loop = LoopConfig(
         steps, config.optim, config.precision, config.threads, config.checkpoint_seconds,
         int(config.rows * tokens), "reward", history=False,
     )  # fmt: skip
-    return repeat(judge, update, loop, work, progress)
+    return repeat(judge, update, loop, work, progress, team)
 
 
 def _backward(
@@ -164,7 +178,7 @@ def _backward(
     sequences = [s for i in part for s in labels.sequences(i)]
     read = judge.reward.read(hidden_at_ends(judge.reward.body, sequences, dtype))
     pieces = read.split([len(labels.sequences(i)) for i in part])
-    loss = label_loss(judge, labels, part, config, dict(zip(part, pieces, strict=True))) / of
+    loss = label_loss(judge, labels, part, config, dict(zip(part, pieces, strict=True))) / of if part else read.sum()
     loss.backward()
     return float(loss.detach())
 
@@ -256,10 +270,12 @@ def run(
     name: str = "reward",
     feedback: str = "",
     second: Artifact | None = None,
+    team: Team = ALONE,
 ) -> Artifact:
     """The reward stage: labels → `name`, a reward model whose card says how far it can be trusted. `feedback`
     is kept in the card as the labels' identity. `second` is a model of the held-out labels alone: what it says about the
-    other ones is evidence, too. Raises UserError when the labels are too few or all alike."""
+    other ones is evidence, too. All processes of the team train; the first one examines and writes. Raises UserError, on
+    all of them, when the labels are too few or all alike."""
     check(thumbs, pairs)
     held = {t.messages for t in [*thumbs, *pairs] if is_held_out(t.messages, config.held_out, config.seed)}
     labels = Labels([t for t in thumbs if t.messages not in held], [p for p in pairs if p.messages not in held])
@@ -272,35 +288,51 @@ def run(
         add_lora(reward.body, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)
     judge = Judge(reward, Offsets(len(labels.users), len(labels.prompts)))
     dtype = dtype_of(config.precision)
-    work = fresh_work(run, name, [dataclasses.asdict(config), start.hash, _stamp(thumbs, pairs)])
-    with run.build(name, kind="reward", config=config, parents=[start], seed=config.seed) as build:
-        with training_bar(name, steps) as progress:
-            history = train_reward(judge, labels, config, steps, work, progress)
-        merge(reward.body)  # what is normalised, examined and kept is a plain model, which PPO can train as its critic
-        reward.requires_grad_(False)
-        messages = sorted({t.messages for t in [*labels.thumbs, *labels.pairs]})
-        mean, std = normalise(reward, reference_answers(start, messages, config), dtype)
-        folds: list[Fold] = [(reward, kept_thumbs, kept_pairs)]
-        if second is not None:
-            folds.append((Scored.load(second.path).eval(), labels.thumbs, labels.pairs))
-        found = examine(folds, dtype)
-        reward.save(build.path)
-        copy_tokenizer(start.file("tokenizer.json"), build.path)
-        (build.path / "prompts.json").write_text(json.dumps(messages, ensure_ascii=False), encoding="utf-8")
-        build.threads = config.threads
-        build.metrics = {
-            "feedback": feedback,
-            "labels": {"thumbs": len(thumbs), "up": sum(t.up for t in thumbs), "pairs": len(pairs)},
-            "trained_on": {"thumbs": len(labels.thumbs), "pairs": len(labels.pairs)},
-            "steps": steps,
-            "loss": history.loss,
-            "leniency": dict(zip(labels.users, (UNIT * judge.offsets.user).tolist(), strict=True)),
-            "raw_reference": {"mean": mean, "std": std},
-            "held_out": found,
-            "complaint": complaint(found),
-        }
-    shutil.rmtree(work, ignore_errors=True)
-    return build.artifact
+    work = run.work(name)
+    making = {"config": content(config), "start": start.hash, "labels": _stamp(thumbs, pairs)}
+    with team.in_turn():
+        if team.first:
+            begin(work, making, config.threads if team.alone else None)
+    whole = share(reward.body, team, dtype)
+    made = run.build(name, kind="reward", config=config, parents=[start], seed=config.seed)
+    with made if team.first else nullcontext() as build:
+        with training_bar(name, steps) if team.first else nullcontext() as progress:
+            history = train_reward(judge, labels, config, steps, work, progress, team)
+        body = whole()
+
+        def finish() -> None:
+            assert build is not None and body is not None
+            reward.body = body
+            merge(body)  # what is normalised, examined and kept is a plain model, which PPO can train as its critic
+            reward.requires_grad_(False)
+            messages = sorted({t.messages for t in [*labels.thumbs, *labels.pairs]})
+            mean, std = normalise(reward, reference_answers(start, messages, config), dtype)
+            folds: list[Fold] = [(reward, kept_thumbs, kept_pairs)]
+            if second is not None:
+                folds.append((Scored.load(second.path).eval(), labels.thumbs, labels.pairs))
+            found = examine(folds, dtype)
+            reward.save(build.path)
+            copy_tokenizer(start.file("tokenizer.json"), build.path)
+            (build.path / "prompts.json").write_text(json.dumps(messages, ensure_ascii=False), encoding="utf-8")
+            build.threads = config.threads
+            build.metrics = {
+                "feedback": feedback,
+                "labels": {"thumbs": len(thumbs), "up": sum(t.up for t in thumbs), "pairs": len(pairs)},
+                "trained_on": {"thumbs": len(labels.thumbs), "pairs": len(labels.pairs)},
+                "steps": steps,
+                "processes": team.place[1],
+                "loss": history.loss,
+                "leniency": dict(zip(labels.users, (UNIT * judge.offsets.user).tolist(), strict=True)),
+                "raw_reference": {"mean": mean, "std": std},
+                "held_out": found,
+                "complaint": complaint(found),
+            }
+
+        team.told(finish)
+    with team.in_turn():
+        if team.first:
+            shutil.rmtree(work, ignore_errors=True)
+    return Artifact(run.path / name)
 
 
 def reference_answers(start: Artifact, messages: Sequence[Any], config: RewardConfig) -> list[Answered]:

@@ -30,7 +30,7 @@ class Rollout:
     @property
     def lengths(self) -> Tensor:
         """(E,)"""
-        return torch.tensor([len(s.answer) for s in self.sequences])
+        return torch.tensor([len(s.answer) for s in self.sequences], dtype=torch.int64)
 
 
 def key(*parts: object) -> int:
@@ -63,6 +63,6 @@ def rollout(
     return Rollout(
         [Answered(tuple(r.prompt), tuple(r.answer)) for r in requests],
         [r.text for r in requests],
-        torch.tensor([r.finish == "stop" for r in requests]),
+        torch.tensor([r.finish == "stop" for r in requests], dtype=torch.bool),
         torch.tensor([step.sampling_logprob for r in requests for step in r.steps]),
     )

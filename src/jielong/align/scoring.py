@@ -1,6 +1,9 @@
 """Answers through models: log-probabilities of their tokens, values at them, scores at their ends.
 
 Batches are padded on the right, where a causal model cannot see, and only the answers' positions are read out.
+
+Models may be divided among the processes of a team. Then all compute at once, and one that has no sequence left reads a
+single token of which nothing is taken.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from torch import Tensor, nn
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, Linear, causal_mask, load_model, save_model
 from jielong.model.lora import LoRA
+from jielong.train.distributed import Team
 
+ALONE = Team()
 PART = 4096  # tokens, padding included, that go through a model at once
 
 
@@ -102,7 +107,7 @@ def parts(lengths: Sequence[int], most: int = PART) -> list[list[int]]:
 def hidden_at_ends(body: GPT, sequences: Sequence[Answered], dtype: torch.dtype) -> Tensor:
     """Hidden states (B, D) at each answer's last token."""
     hidden = _forward(body, sequences, dtype)
-    return hidden[torch.arange(len(sequences)), torch.tensor([len(s) - 1 for s in sequences])]
+    return hidden[torch.arange(len(sequences)), _indices([len(s) - 1 for s in sequences])]
 
 
 def hidden_before(body: GPT, sequences: Sequence[Answered], dtype: torch.dtype) -> Tensor:
@@ -110,20 +115,26 @@ def hidden_before(body: GPT, sequences: Sequence[Answered], dtype: torch.dtype) 
     hidden = _forward(body, sequences, dtype)
     rows = [row for row, s in enumerate(sequences) for _ in s.answer]
     columns = [len(s.prompt) - 1 + t for s in sequences for t in range(len(s.answer))]
-    return hidden[torch.tensor(rows), torch.tensor(columns)]
+    return hidden[_indices(rows), _indices(columns)]
 
 
 def _forward(body: GPT, sequences: Sequence[Answered], dtype: torch.dtype) -> Tensor:
-    T = max(map(len, sequences))
-    tokens = torch.zeros(len(sequences), T, dtype=torch.int64)  # what stands after a sequence is never looked at
+    T = max(map(len, sequences), default=1)
+    tokens = torch.zeros(
+        max(1, len(sequences)), T, dtype=torch.int64
+    )  # what stands after a sequence is never looked at
     for row, s in enumerate(sequences):
         tokens[row, : len(s)] = torch.tensor(s.prompt + s.answer)
     return body(tokens, causal_mask(T), dtype)  # (B, T, D)
 
 
+def _indices(numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
 def answer_tokens(sequences: Sequence[Answered]) -> Tensor:
     """(N,) the answers' token ids, answer after answer."""
-    return torch.tensor([t for s in sequences for t in s.answer])
+    return _indices([t for s in sequences for t in s.answer])
 
 
 def log_softmax(body: GPT, hidden: Tensor, temperature: float = 1.0) -> Tensor:
@@ -147,10 +158,15 @@ def spread(sequences: Sequence[Answered], groups: list[list[int]], pieces: list[
 
 @torch.no_grad()
 def answer_logprobs(
-    body: GPT, sequences: Sequence[Answered], dtype: torch.dtype, temperature: float = 1.0, most: int = PART
+    body: GPT,
+    sequences: Sequence[Answered],
+    dtype: torch.dtype,
+    temperature: float = 1.0,
+    most: int = PART,
+    team: Team = ALONE,
 ) -> Tensor:
     """(N,) log-probabilities of the answers' tokens."""
-    groups = parts([len(s) for s in sequences], most)
+    groups = team.even(parts([len(s) for s in sequences], most))
     pieces = []
     for group in groups:
         own = [sequences[i] for i in group]
@@ -159,17 +175,21 @@ def answer_logprobs(
 
 
 @torch.no_grad()
-def answer_values(critic: Scored, sequences: Sequence[Answered], dtype: torch.dtype, most: int = PART) -> Tensor:
+def answer_values(
+    critic: Scored, sequences: Sequence[Answered], dtype: torch.dtype, most: int = PART, team: Team = ALONE
+) -> Tensor:
     """(N,) values before each answer token."""
-    groups = parts([len(s) for s in sequences], most)
+    groups = team.even(parts([len(s) for s in sequences], most))
     pieces = [critic.read(hidden_before(critic.body, [sequences[i] for i in g], dtype)) for g in groups]
     return spread(sequences, groups, pieces)
 
 
 @torch.no_grad()
-def score(model: Scored, sequences: Sequence[Answered], dtype: torch.dtype, most: int = PART) -> Tensor:
+def score(
+    model: Scored, sequences: Sequence[Answered], dtype: torch.dtype, most: int = PART, team: Team = ALONE
+) -> Tensor:
     """(E,) scores at the answers' last tokens."""
     out = torch.zeros(len(sequences))
-    for group in parts([len(s) for s in sequences], most):
+    for group in team.even(parts([len(s) for s in sequences], most)):
         out[group] = model.read(hidden_at_ends(model.body, [sequences[i] for i in group], dtype))
     return out

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jielong.config.stages import DEFAULT_RUN, OptimConfig
+from jielong.config.stages import DEFAULT_RUN, OptimConfig, ParallelConfig
 
 
 def adam(lr: float, eps: float = 1e-5) -> OptimConfig:
@@ -259,6 +259,8 @@ class ImproveConfig:
     """DPO and KTO."""
     few: int = 200
     """With fewer labels than this only a small step is taken: fewer iterations and a heavier KL penalty."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Several processes, as in `jielong pretrain`; how much each computes at a time is bounded here by itself."""
     samples: int = 4
     """Answers per held-out prompt and model that are compared."""
     guard_bits: float = 0.02

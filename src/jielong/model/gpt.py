@@ -166,19 +166,18 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def reading(block: nn.Module) -> dict[str, Linear]:
+    """The layers that read a normalised input of the block, which they share; by name."""
+    names = ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
+    return {name: layer for name, layer in block.named_modules() if name in names and isinstance(layer, Linear)}
+
+
 def for_gpu(block: Block) -> None:
     """What a GPU does better: attention in one kernel, and each layer by itself instead of joined copies of their weights,
     which would be kept for the backward pass."""
     block.attention.fused = True
-    for layer in (
-        block.attention.q,
-        block.attention.k,
-        block.attention.v,
-        block.mlp.up,
-        getattr(block.mlp, "gate", None),
-    ):
-        if layer is not None:
-            layer.apart = True
+    for layer in reading(block).values():
+        layer.apart = True
 
 
 class GPT(nn.Module):

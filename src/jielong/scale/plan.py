@@ -31,7 +31,7 @@ def flops_per_token(config: ModelConfig, s: Sizes, length: int) -> tuple[float, 
 
 
 @dataclass(frozen=True)
-class Layout:
+class Sharing:
     """How the work is shared."""
 
     gpus: int
@@ -61,13 +61,14 @@ class Times:
     tensor: float
     """Sums of activations within the node, while everyone waits."""
     muon: float = 0.0
+    """Matrices dealt out, made orthogonal and collected, while everyone waits."""
 
     @property
     def step(self) -> float:
         return max(self.compute, self.fsdp) + self.tensor + self.muon
 
 
-def volume(config: ModelConfig, s: Sizes, layout: Layout, length: int) -> tuple[float, float]:
+def volume(config: ModelConfig, s: Sizes, layout: Sharing, length: int) -> tuple[float, float]:
     """Bytes that each GPU sends per optimizer step, to other groups (FSDP) and within its own (tensor parallel); rings."""
     shards, t = layout.shards, layout.tensor
     own = config.layers * (s.block - s.matrices + s.matrices / t) + s.rest
@@ -79,15 +80,57 @@ def volume(config: ModelConfig, s: Sizes, layout: Layout, length: int) -> tuple[
     return fsdp, tensor
 
 
-def muon_flops(config: ModelConfig) -> float:
-    """Of five Newton-Schulz steps on every matrix of the blocks: X Xᵀ, its square, and a product with X."""
+def matrices(config: ModelConfig) -> list[tuple[int, int, int]]:
+    """(rows, columns, the dimension that tensor parallel divides) of a block's matrices."""
     c = config
-    shapes = [(c.width, c.heads * c.head_dim)] * 2 + [(c.width, c.kv_heads * c.head_dim)] * 2
-    shapes += [(c.width, c.mlp_width)] * (3 if c.mlp == "swiglu" else 2)
-    return c.layers * sum(5 * (4 * a * a * b + 2 * a**3) for a, b in (sorted(x) for x in shapes))
+    inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    reading = [(inner, c.width, 0), (kv, c.width, 0), (kv, c.width, 0)]
+    reading += [(c.mlp_width, c.width, 0)] * (2 if c.mlp == "swiglu" else 1)
+    return [*reading, (c.width, inner, 1), (c.width, c.mlp_width, 1)]
 
 
-def times(config: ModelConfig, s: Sizes, layout: Layout, length: int, card: GPU, plan: PlanConfig) -> Times:
+def newton_schulz_flops(rows: int, columns: int) -> int:
+    """Of five steps on a matrix: X Xᵀ, its square, and a product with X."""
+    a, b = sorted((rows, columns))
+    return 5 * (4 * a * a * b + 2 * a**3)
+
+
+def muon_flops(config: ModelConfig) -> float:
+    """Of all matrices of the blocks together."""
+    return float(config.layers * sum(newton_schulz_flops(r, c) for r, c, _ in matrices(config)))
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What Muon asks of one GPU in a step, while everyone waits."""
+
+    flops: float = 0.0
+    between: float = 0.0
+    """Bytes sent to other groups."""
+    within: float = 0.0
+    """Bytes sent within the own one."""
+
+
+def muon_share(config: ModelConfig, sharing: Sharing) -> Dealt:
+    """As the optimizer deals matrices of one shape out (train.layout): parts of gradients go in float32 to the GPU that makes
+    the matrix orthogonal, those of the update come back in bfloat16. Where a number does not divide, zeros fill it up."""
+    s, t = sharing.shards, sharing.tensor
+    alike: dict[tuple[int, int, int], int] = {}
+    for rows, columns, dim in matrices(config):
+        one = rows, columns, dim if t > 1 else 0
+        alike[one] = alike.get(one, 0) + config.layers
+    flops = between = within = 0.0
+    for (rows, columns, dim), count in alike.items():
+        own_rows, own_columns = (rows // t, columns) if dim == 0 else (rows, columns // t)
+        in_group = math.ceil(count / s)
+        mine = math.ceil(in_group / t)
+        between += (HALF + FULL) * in_group * (s - 1) * math.ceil(own_rows / s) * own_columns
+        within += (HALF + FULL) * mine * (t - 1) * own_rows * own_columns
+        flops += mine * newton_schulz_flops(rows, columns)
+    return Dealt(flops, between, within)
+
+
+def times(config: ModelConfig, s: Sizes, layout: Sharing, length: int, card: GPU, plan: PlanConfig) -> Times:
     """Of the layout on such GPUs."""
     per_token = sum(flops_per_token(config, s, length))
     tokens = layout.rows * layout.passes * length  # of a group of `tensor` GPUs
@@ -95,15 +138,16 @@ def times(config: ModelConfig, s: Sizes, layout: Layout, length: int, card: GPU,
     again = 4 / 3 if layout.checkpointing else 1.0  # the forward pass, a third of the rest, is done twice
     fsdp, tensor = volume(config, s, layout, length)
     wire = card.network if layout.gpus > card.per_node else card.link
+    dealt = muon_share(config, layout) if plan.optimizer == "muon" else Dealt()
     return Times(
         compute=again * per_token * tokens / layout.tensor / speed,
         fsdp=fsdp / wire,
         tensor=tensor / card.link,
-        muon=muon_flops(config) / layout.shards / speed if plan.optimizer == "muon" else 0.0,
+        muon=dealt.flops / speed + dealt.between / wire + dealt.within / card.link,
     )
 
 
-def layouts(config: ModelConfig, plan: PlanConfig, rows_per_step: float, per_node: int) -> list[Layout]:
+def layouts(config: ModelConfig, plan: PlanConfig, rows_per_step: float, per_node: int) -> list[Sharing]:
     """All that make steps of about so many rows (within 5 %), whether they fit or not."""
     found = []
     for tensor in [plan.tensor] if plan.tensor else [1, 2, 4, 8]:
@@ -115,7 +159,7 @@ def layouts(config: ModelConfig, plan: PlanConfig, rows_per_step: float, per_nod
             if abs(shards * rows * passes / rows_per_step - 1) > 0.05:
                 continue
             for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[plan.checkpointing]:
-                found.append(Layout(plan.gpus, tensor, rows, passes, checkpointing))
+                found.append(Sharing(plan.gpus, tensor, rows, passes, checkpointing))
     return found
 
 
@@ -134,11 +178,12 @@ class Plan:
     steps: int
     flops_weights: float
     flops_attention: float
-    layout: Layout
+    layout: Sharing
     memory: Memory
     times: Times
     volume_fsdp: float
     volume_tensor: float
+    volume_muon: float
     seconds: float
     utilisation: float
     """Model FLOPs utilisation: useful FLOPs over the peak of all GPUs, waiting included."""
@@ -176,7 +221,7 @@ def make(plan: PlanConfig) -> Plan:
     if not fitting:
         raise UserError(missing(plan, config, needs, room))
 
-    def haste(one: Layout) -> tuple[float, ...]:
+    def haste(one: Sharing) -> tuple[float, ...]:
         per_row = times(config, s, one, length, card, plan).step / one.rows_per_step
         return per_row, one.tensor, one.checkpointing, one.passes
 
@@ -189,9 +234,11 @@ def make(plan: PlanConfig) -> Plan:
     hours = seconds / 3600
     price = plan.price or card.price
     fsdp, tensor = volume(config, s, best, length)
+    dealt = muon_share(config, best) if plan.optimizer == "muon" else Dealt()
     return Plan(
         plan.recipe, known.source, {"parameters": known.parameters, "flops": known.flops}, s.total, tokens, origin,
-        length, rows, steps, weights * tokens, attention * tokens, best, needs[best], taken, fsdp, tensor, seconds,
+        length, rows, steps, weights * tokens, attention * tokens, best, needs[best], taken, fsdp, tensor,
+        dealt.between + dealt.within, seconds,
         (weights + attention) * read / (seconds * plan.gpus * card.flops), plan.gpus * card.watts * hours / 1000,
         plan.gpus * hours * price if price else None,
     )  # fmt: skip
@@ -216,7 +263,7 @@ def how_many(plan: PlanConfig, known: Published, s: Sizes) -> tuple[float, str]:
     return 20.0 * s.total, "20 per parameter (Hoffmann et al. 2022)"
 
 
-def missing(plan: PlanConfig, config: ModelConfig, needs: dict[Layout, Memory], room: float) -> str:
+def missing(plan: PlanConfig, config: ModelConfig, needs: dict[Sharing, Memory], room: float) -> str:
     """Why nothing fits, and how many GPUs would do."""
     layout, least = min(needs.items(), key=lambda item: item[1].total)
     said = (
@@ -291,7 +338,8 @@ def show(made: Plan, plan: PlanConfig, traced: float | None) -> None:
                    f"checkpointing {'on' if one.checkpointing else 'off'}"),
         ("memory per GPU", f"{m.total / 1e9:.1f} GB: weights {m.weights / 1e9:.1f}, gradients {m.gradients / 1e9:.1f}, optimizer "
                            f"{m.optimizer / 1e9:.1f}, gathered {m.gathered / 1e9:.1f}, activations {m.activations / 1e9:.1f}, head {m.head / 1e9:.1f}"),
-        ("sent per GPU and step", f"{made.volume_fsdp / 1e9:.1f} GB between groups, {made.volume_tensor / 1e9:.1f} GB within"),
+        ("sent per GPU and step", f"{made.volume_fsdp / 1e9:.1f} GB between groups, {made.volume_tensor / 1e9:.1f} GB within"
+                                  + (f", {made.volume_muon / 1e9:.1f} GB for Muon" if made.volume_muon else "")),
         ("step", f"{t.step:.3g} s: computing {t.compute:.3g}, FSDP {t.fsdp:.3g} meanwhile, tensor parallel {t.tensor:.3g}"
                  + (f", Muon {t.muon:.3g}" if t.muon else "")),
         ("time", f"{duration(made.seconds)}; {made.utilisation:.0%} of the GPUs' peak, {made.tokens / made.seconds:,.0f} tokens/s"),

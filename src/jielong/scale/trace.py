@@ -17,7 +17,7 @@ from jielong.config import ModelConfig, OptimConfig, ParallelConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, document_mask, for_gpu
 from jielong.model.kernels import cross_entropy
-from jielong.scale.plan import Layout
+from jielong.scale.plan import Sharing
 from jielong.train.distributed import make_team
 from jielong.train.optim import Optimizer
 from jielong.train.shard import share
@@ -61,7 +61,7 @@ class Peak(TorchDispatchMode):
         return out
 
 
-def traced_memory(config: ModelConfig, layout: Layout, length: int, optimizer: str) -> float:
+def traced_memory(config: ModelConfig, layout: Sharing, length: int, optimizer: str) -> float:
     """Bytes per GPU at the peak of the second step; the first one makes what stays. No tensor holds data, so that no GPU, no
     memory and no other process is needed; every operation of model, FSDP and optimizer runs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -74,7 +74,7 @@ def traced_memory(config: ModelConfig, layout: Layout, length: int, optimizer: s
             model = GPT(config)
         for block in model.blocks:
             for_gpu(block)  # pyright: ignore[reportArgumentType]
-        share(model, team, parallel, torch.bfloat16)  # outside: it looks for this process in the mesh
+        share(model, team, torch.bfloat16)  # outside: it looks for this process in the mesh
         steps = Optimizer(model, OptimConfig(muon=optimizer == "muon"), torch.bfloat16, team.layout)
         peak = Peak()
         for step in range(2):

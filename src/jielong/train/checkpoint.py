@@ -10,6 +10,8 @@ import json
 import math
 import os
 import shutil
+from concurrent import futures
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from jielong.train.layout import Part, local
 from jielong.train.pieces import Stored, write_parts
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from jielong.train.loop import History
     from jielong.train.optim import Optimizer
@@ -30,15 +32,29 @@ MOST = 12  # a checkpoint holds weights and optimizer state: about 3 times the m
 WHOLE = ("model", "optimizer")
 
 
+@dataclass
+class Writing:
+    """A checkpoint that a thread writes, beside its place."""
+
+    step: int
+    beside: Path
+    state: dict[str, Any]
+    files: futures.Future[dict[str, Any]]
+    """What state.json says about the files, once they are written."""
+
+
 class Checkpoints:
     """`folder`/step-00000123/ with state.json and model.safetensors and optimizer.safetensors; or, where no process holds
     the whole model, with one file of parts for each process (train.pieces).
 
-    Any number of processes reads either. The folder must be one that all processes see.
+    Any number of processes reads either. The folder must be one that all processes see. Files are written by a thread
+    beside the training, from copies in host memory; the system's calls that write and hash do not hold the interpreter.
     """
 
     def __init__(self, folder: Path, steps: int, history: bool = True, team: Team | None = None):
         self.folder, self.history, self.team = folder, history, team or Team()
+        self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Writing | None = None
         self.every = max(1, math.ceil(steps / min(MOST, max(1, round(math.sqrt(steps))))))
 
     def due(self, step: int) -> bool:
@@ -53,36 +69,69 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizer, history: History) -> None:
-        """Write the checkpoint after `step` steps and drop the ones that neither history nor resumption needs.
+        """Copy what a resumed run needs, and write it while the training goes on; `settle` makes a checkpoint of it.
 
-        All processes call it; where each holds the whole model, the first one alone writes.
+        All processes call it; where each holds the whole model, the first one alone writes. It waits for the checkpoint
+        before.
         """
-        from safetensors.torch import save_file
-
-        files: dict[str, Any] = {}
+        self.settle(wait=True)
         beside = self.folder / f".step-{step:08d}.partial"
-        if self.team.first:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        if self.team.sharded:
-            self.team.wait()
-            rank, size = self.team.place
-            write_parts(beside, rank, self._parts(model, optimizer))
-            self.team.wait()
-            files = {"parts": size}
-        if not self.team.first:
-            return
-        if not self.team.sharded:
-            save_file({k: v.contiguous() for k, v in trained(model).items()}, beside / "model.safetensors")
-            save_file({k: p.tensor for k, p in optimizer.parts().items()}, beside / "optimizer.safetensors")
-            files = {"files": {f"{n}.safetensors": sha256_file(beside / f"{n}.safetensors") for n in WHOLE}}
-        state = {"step": step, **files, "loss": history.loss, "seen": history.seen}
+        with self.team.in_turn():
+            if self.team.first:
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir(parents=True)
+        state: dict[str, Any] = {"loss": list(history.loss), "seen": list(history.seen)}
         state |= {"seconds": history.seconds, "tokens": history.tokens}
-        write_atomic(beside / "state.json", json.dumps(state, ensure_ascii=False))
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        os.replace(beside, self.path(step))
+        if self.team.sharded:
+            rank, size = self.team.place
+            mine = {n: replace(p, tensor=_copy(p.tensor)) for n, p in self._parts(model, optimizer).items()}
+
+            def write() -> dict[str, Any]:
+                write_parts(beside, rank, mine)
+                return {"parts": size}
+        elif self.team.first:
+            weights = {name: _copy(p) for name, p in trained(model).items()}
+            moments = {name: _copy(part.tensor) for name, part in optimizer.parts().items()}
+
+            def write() -> dict[str, Any]:
+                return _write_whole(beside, model=weights, optimizer=moments)
+        else:
+            return
+        self._writing = Writing(step, beside, state, self._writer.submit(write))
+
+    def settle(self, wait: bool = False) -> None:
+        """Make a checkpoint of what all processes have written, if none is still writing (or when none is, with `wait`).
+        All processes call it. Raises what went wrong while this one wrote."""
+        mine = self._writing
+        if mine is None:
+            return
+        if wait:
+            futures.wait([mine.files])
+        done = mine.files.done()
+        missing = not done or mine.files.exception() is not None
+        if self.team.agreed(missing) if self.team.sharded else missing:
+            if done:
+                mine.files.result()  # raises, if it was this process that failed
+            return
+        self._writing = None
+        if self.team.first:
+            self._publish(mine)
+
+    def leave(self) -> None:
+        """When a training is interrupted: wait for what is being written. Other processes may be gone, and are not asked."""
+        if not self.team.sharded:
+            self.settle(wait=True)
+        elif self._writing is not None:
+            futures.wait([self._writing.files])
+
+    def _publish(self, written: Writing) -> None:
+        """Give the checkpoint its name, and drop the ones that neither history nor resumption needs."""
+        state = {"step": written.step, **written.files.result(), **written.state}
+        write_atomic(written.beside / "state.json", json.dumps(state, ensure_ascii=False))
+        shutil.rmtree(self.path(written.step), ignore_errors=True)
+        os.replace(written.beside, self.path(written.step))
         for old in self.steps():
-            if old != step and not self.due(old):
+            if old != written.step and not self.due(old):
                 shutil.rmtree(self.path(old), ignore_errors=True)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, history: History) -> int:
@@ -129,3 +178,17 @@ class Checkpoints:
         for name, digest in sorted(files.items())[rank::size]:
             if sha256_file(path / name) != digest:
                 raise ValueError(f"the hash of {name} differs")
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """In host memory, whatever the training does to it next."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _write_whole(folder: Path, **tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A file for each of WHOLE; what state.json says about them."""
+    from safetensors.torch import save_file
+
+    for kind in WHOLE:
+        save_file(tensors[kind], folder / f"{kind}.safetensors")
+    return {"files": {f"{kind}.safetensors": sha256_file(folder / f"{kind}.safetensors") for kind in WHOLE}}

@@ -6,14 +6,15 @@ batch nor the order of the data depends on the number of processes.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -27,6 +28,8 @@ from jielong.config import ParallelConfig
 from jielong.errors import UserError
 from jielong.train import group
 from jielong.train.layout import Division, Layout, gradient
+
+Plain = TypeVar("Plain")
 
 WAIT = timedelta(hours=2)  # the first process prepares, observes and writes while the others wait
 LOST = (
@@ -119,6 +122,7 @@ class Team:
     """(data, tensor): along the first dimension processes read different rows, along the second they compute a block
     together."""
     fsdp: bool = False
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -145,22 +149,48 @@ class Team:
         """Processes that compute a block together."""
         return self.mesh.size(1) if self.mesh else 1
 
+    @property
+    def readers(self) -> tuple[int, int]:
+        """(rank, number) among the processes that read different rows"""
+        return (self.mesh.get_local_rank(0), self.mesh.size(0)) if self.mesh else (0, 1)
+
     def rows(self, rows: int, at_once: int = 0) -> list[list[int]]:
         """The rows of a step that this process reads, in groups of at most `at_once` (0 = one group).
 
         Every process gets groups of the same number and sizes, since a divided model computes with all of them at once;
         rows beyond the last one of the step are padding.
         """
-        rank, size = (self.mesh.get_local_rank(0), self.mesh.size(0)) if self.mesh else (0, 1)
+        rank, size = self.readers
         mine = [rank + n * size for n in range(-(-rows // size))]
         at_once = at_once or len(mine)
         return [mine[n : n + at_once] for n in range(0, len(mine), at_once)]
 
+    def even(self, groups: list[list[int]]) -> list[list[int]]:
+        """As many groups as the process with the most of them, the last ones empty: no process can compute with a model
+        that FSDP has divided unless all do."""
+        if self.mesh is None or not self.fsdp:
+            return groups
+        return groups + [[] for _ in range(group.most(len(groups), self.mesh.get_group(0)) - len(groups))]
+
     def total(self, value: float) -> float:
         """The sum over the processes that read different rows."""
-        if not self.mesh:
-            return value
-        return float(group.total(torch.tensor(value, dtype=torch.float64), self.mesh.get_group(0)))
+        return float(self.sum(torch.tensor(value, dtype=torch.float64)))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The same elementwise."""
+        return group.total(values, self.mesh.get_group(0)) if self.mesh else values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(n, …) of each process that reads different rows, one after the other."""
+        return group.gather(values, self.mesh.get_group(0)) if self.mesh else values
+
+    def in_order(self, values: Tensor, count: int) -> Tensor:
+        """(n, …) of this process's items, of which it has every `size`-th from its rank on → (count, …) of everyone's."""
+        size = self.readers[1]
+        order = [n for rank in range(size) for n in range(rank, count, size)]
+        everyones = torch.empty(count, *values.shape[1:], dtype=values.dtype)
+        everyones[order] = self.gather(values)
+        return everyones
 
     def agreed(self, wish: bool) -> bool:
         """Does any process wish it?"""
@@ -169,6 +199,23 @@ class Team:
     def wait(self) -> None:
         """Until every process is here."""
         self.agreed(True)
+
+    def told(self, make: Callable[[], Plain]) -> Plain:
+        """What `make`, called by the first process, returns (plain JSON data: tuples become lists). Its UserError is raised
+        by all, so that all can go on if it is caught."""
+        if self.mesh is None:
+            return make()
+        answer: dict[str, Any] = {}
+        if self.first:
+            try:
+                answer = {"value": make()}
+            except UserError as error:
+                group.from_first(json.dumps({"error": str(error)}).encode())
+                raise
+        answer = json.loads(group.from_first(json.dumps(answer).encode()))
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer["value"]
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -180,15 +227,26 @@ class Team:
             self.wait()
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add up what the losses of other processes say about the parameters; FSDP's are added up already."""
+        """Add up what the losses of other processes say about the parameters; what FSDP divides is added up already.
+        A parameter that only others' losses contain gets their gradient."""
         if self.mesh is None:
             return
-        trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
-        if not self.fsdp:
-            group.add_up([gradient(p) for _, p in trained], self.mesh.get_group(0))
+        whole = [p for p in model.parameters() if p.requires_grad and not self._divided(p, "data")]
+        if whole:
+            has = self.sum(torch.tensor([float(p.grad is not None) for p in whole])).tolist()
+            whole = [p for p, n in zip(whole, has, strict=True) if n]
+            for p in whole:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            group.add_up([gradient(p) for p in whole], self.mesh.get_group(0))
         if self.tensor > 1:  # each process has seen its own heads only
+            trained = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
             heads = [gradient(p) for name, p in trained if name.endswith(("q_norm.weight", "k_norm.weight"))]
             group.add_up(heads, self.mesh.get_group(1))
+
+    def _divided(self, p: Tensor, name: str) -> bool:
+        """Does a dimension of the mesh divide this parameter?"""
+        of: DeviceMesh | None = getattr(p, "device_mesh", None)  # a DTensor's
+        return of is not None and name in (of.mesh_dim_names or ())
 
     def layout(self, p: Tensor) -> Layout:
         """Where this process's part of a parameter lies."""
@@ -219,12 +277,13 @@ def make_team(config: ParallelConfig, device: str, parameters: int) -> Team:
                 "--parallel.strategy fsdp and --parallel.tensor share a model among processes, and this is one alone; "
                 "start it with `torchrun --nproc-per-node N -m -- jielong.cli`."
             )
-        return Team(place)
+        return Team(place, parallel=config)
     size = dist.get_world_size()
     if config.tensor < 1 or size % config.tensor:
         raise UserError(f"--parallel.tensor ({config.tensor}) must divide the number of processes ({size}).")
     mesh = init_device_mesh(place.type, (size // config.tensor, config.tensor), mesh_dim_names=("data", "tensor"))
-    return Team(place, mesh, config.strategy == "fsdp" or (config.strategy == "auto" and _large(parameters, place)))
+    fsdp = config.strategy == "fsdp" or (config.strategy == "auto" and _large(parameters, place))
+    return Team(place, mesh, fsdp, config)
 
 
 def _large(parameters: int, device: torch.device) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 BUCKET = 1 << 24  # numbers that one call adds up: few calls, and the first of them run while the next are filled
 
@@ -24,27 +24,40 @@ def total(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return values
 
 
-def gather(values: Tensor) -> Tensor:
+def most(value: int, group: dist.ProcessGroup | None = None) -> int:
+    """The largest of the processes' numbers."""
+    if not _on():
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+    return int(found)
+
+
+def gather(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Each process's (n, …) one after the other; n may differ."""
     if not _on():
         return values
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(values)]))
-    most = max(int(s) for s in sizes)
-    padded = torch.zeros(most, *values.shape[1:], dtype=values.dtype)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, torch.tensor([len(values)]), group=group)
+    longest = max(int(s) for s in sizes)
+    padded = torch.zeros(longest, *values.shape[1:], dtype=values.dtype)
     padded[: len(values)] = values
     parts = [torch.zeros_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=group)
     return torch.cat([p[: int(s)] for p, s in zip(parts, sizes, strict=True)])
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all processes, whose losses are shares of one sum."""
-    if _on():
-        trained = [p for p in parameters if p.requires_grad]
-        for p in trained:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        add_up([p.grad for p in trained if p.grad is not None])
+def from_first(data: bytes) -> bytes:
+    """What the first process gives."""
+    if not _on():
+        return data
+    size = torch.tensor(len(data))
+    dist.broadcast(size, 0)
+    said = torch.zeros(int(size), dtype=torch.uint8)
+    if dist.get_rank() == 0:
+        said = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    dist.broadcast(said, 0)
+    return said.numpy().tobytes()
 
 
 def add_up(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> None:
@@ -61,11 +74,11 @@ def add_up(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) ->
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """In their order, each bucket of about BUCKET numbers of one dtype."""
+    """In their order, each bucket of about BUCKET numbers of one dtype and device."""
     buckets: list[list[Tensor]] = []
     room = 0
     for t in tensors:
-        if not buckets or room < t.numel() or buckets[-1][0].dtype != t.dtype:
+        if not buckets or room < t.numel() or (buckets[-1][0].dtype, buckets[-1][0].device) != (t.dtype, t.device):
             buckets.append([])
             room = BUCKET
         buckets[-1].append(t)

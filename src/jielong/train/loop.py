@@ -23,6 +23,7 @@ from jielong.model.gpt import GPT
 from jielong.train.checkpoint import Checkpoints
 from jielong.train.distributed import Team
 from jielong.train.optim import Optimizer
+from jielong.train.shard import release
 
 
 @dataclass
@@ -178,16 +179,23 @@ def repeat(
             except Enough as reason:
                 history.ended = str(reason)
                 break
+            if team.fsdp:
+                release(model)
             history.loss.append((step, round(value, 5)))
             history.tokens += config.tokens_per_step
             took = time.perf_counter() - started
             history.seconds += took
             if progress:
                 progress(step + 1, value, config.tokens_per_step / took)
+            checkpoints.settle()
             now = time.perf_counter()
             if checkpoints.due(step + 1) or team.agreed(now - saved_at > config.checkpoint_seconds):
                 checkpoints.save(step + 1, model, optimizer, history)
                 saved_at = now
+        checkpoints.settle(wait=True)
+    except BaseException:
+        checkpoints.leave()
+        raise
     finally:
         gc.enable()
     model.eval()

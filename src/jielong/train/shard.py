@@ -4,31 +4,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from jielong.config import ParallelConfig
+from jielong.config import ModelConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT, Block, Linear, for_gpu
+from jielong.model.gpt import GPT, Block, Linear, for_gpu, reading
 from jielong.train.distributed import Team
 
 
-def share(model: GPT, team: Team, config: ParallelConfig, dtype: torch.dtype) -> Callable[[], GPT | None]:
-    """Move the model to the team's device and divide it, in place.
+class Whole(Protocol):
+    """Gathers a model again: a call, by all processes together, gives the whole model to the first one, None to the others;
+    to each of them if `everyone` asks for it. Where nothing is divided it is the model itself, else a copy."""
 
-    Returns what gathers it again: a call, by all processes together, gives the whole model to the first one, None to
-    the others. Where nothing is divided that is the model itself. Raises UserError for shapes that cannot be divided.
-    """
+    def __call__(self, everyone: bool = False) -> GPT | None: ...
+
+
+def share(model: GPT, team: Team, dtype: torch.dtype) -> Whole:
+    """Move the model to the team's device and divide it as the team wants, in place; returns what gathers it again. Raises
+    UserError for shapes that cannot be divided."""
     for block in model.blocks:
         assert isinstance(block, Block)
-        block.recompute = config.recompute
+        block.recompute = team.parallel.recompute
         if team.device.type == "cuda":
             for_gpu(block)
     if not team.sharded:
         model.to(team.device)
-        return lambda: model if team.first else None
+        return lambda everyone=False: model if team.first or everyone else None
     twin = _empty_twin(model)
     if team.tensor > 1:
         _split_blocks(model, team)
@@ -37,20 +41,38 @@ def share(model: GPT, team: Team, config: ParallelConfig, dtype: torch.dtype) ->
     else:
         model.to(team.device)
 
-    def whole() -> GPT | None:
+    def whole(everyone: bool = False) -> GPT | None:
         state: dict[str, Tensor] = {}
         for name, p in model.state_dict().items():
             gather = getattr(p, "full_tensor", None)  # a DTensor's
             full = p if gather is None else gather()
-            if team.first:
+            if team.first or everyone:
                 state[name] = full.clone()
-        if not team.first:
+        if not state:
             return None
         found = copy.deepcopy(twin)
         found.load_state_dict(state, assign=True)
         return found.eval()
 
     return whole
+
+
+def check_division(shape: ModelConfig, team: Team, lora: bool) -> None:
+    """Raises UserError for a model that the team's tensor groups cannot share."""
+    for name in ("heads", "kv_heads", "mlp_width"):
+        if (size := getattr(shape, name)) % team.tensor:
+            raise UserError(f"--parallel.tensor ({team.tensor}) must divide {name.replace('_', '-')} ({size}).")
+    if team.tensor > 1 and lora:
+        raise UserError("--parallel.tensor does not go with --lora-rank; leave one of them out.")
+
+
+def release(model: nn.Module) -> None:
+    """Forget the weights that FSDP has gathered for a forward pass that no backward pass followed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _empty_twin(model: GPT) -> GPT:
@@ -87,12 +109,8 @@ def _split_blocks(model: GPT, team: Team) -> None:
     )
 
     assert team.mesh is not None
-    size, c = team.tensor, model.config
-    for name in ("heads", "kv_heads", "mlp_width"):
-        if getattr(c, name) % size:
-            raise UserError(f"--parallel.tensor ({size}) must divide {name.replace('_', '-')} ({getattr(c, name)}).")
-    if any(m.lora is not None for m in model.modules() if isinstance(m, Linear)):
-        raise UserError("--parallel.tensor does not go with --lora-rank; leave one of them out.")
+    check_division(model.config, team, any(m.lora is not None for m in model.modules() if isinstance(m, Linear)))
+    size = team.tensor
     whole = (Replicate(), None, None)  # x, rope, mask
     plan = {
         "attention": PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole),
@@ -100,14 +118,12 @@ def _split_blocks(model: GPT, team: Team) -> None:
         "attention.o": RowwiseParallel(),
         "mlp.down": RowwiseParallel(),
     }
-    apart = ["attention.q", "attention.k", "attention.v", "mlp.up", *(["mlp.gate"] if c.mlp == "swiglu" else [])]
+    apart = reading(model.blocks[0])
     plan |= {name: ColwiseParallel() for name in apart}
     for block in model.blocks:
         assert isinstance(block, Block)
         parallelize_module(block, team.mesh["tensor"], plan, src_data_rank=None)  # all drew the same weights
         block.attention.heads //= size
         block.attention.kv_heads //= size
-        for name in apart:
-            layer = block.get_submodule(name)
-            assert isinstance(layer, Linear)
+        for layer in reading(block).values():
             layer.apart = True

@@ -1,0 +1,34 @@
+"""The folder in which a training keeps what survives an interruption, and which making it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jielong.run import write_atomic
+
+
+def begin(work: Path, making: dict[str, Any], threads: int | None) -> None:
+    """Make the work folder, or empty the one of another making. One process with another number of threads is another
+    making, as its weights are not bit-equal; several processes (None) promise no more than rounding, and continue any."""
+    stamp = work / "making.json"
+    try:
+        before = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    same = before.get("making") == making
+    if not same or (threads is not None and before["threads"] not in (threads, None)):
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomic(stamp, json.dumps({"making": making, "threads": threads}))
+
+
+def content(config: Any) -> Any:
+    """The settings that decide the weights, but for rounding, as plain JSON data."""
+    found = dataclasses.asdict(config)
+    for name in ("checkpoint_seconds", "threads", "device", "parallel"):
+        found.pop(name, None)
+    return json.loads(json.dumps(found, default=str))

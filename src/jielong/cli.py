@@ -28,6 +28,7 @@ from jielong.config import (
     RaiseConfig,
     ReportConfig,
     RollbackConfig,
+    ScaleFitConfig,
     ServeConfig,
     ThumbsConfig,
     TokenizerConfig,
@@ -52,6 +53,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
+    "scale fit": (ScaleFitConfig, "a ladder of small trainings → the size and the tokens that suit a budget"),
     "key": (KeyConfig, "an API key, for serving to others"),
     "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
@@ -217,6 +219,7 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
         "evaluate": "jielong.evaluate.stage",
         "thumbs": "jielong.align.simulate",
         "report": "jielong.report.stage",
+        "scale fit": "jielong.scale.ladder",
     }[name]
     artifact_name = {"corpus build": "corpus", "pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(
         name, name

@@ -16,7 +16,7 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
-from jielong.config.scale import PlanConfig
+from jielong.config.scale import PlanConfig, ScaleFitConfig
 from jielong.config.stages import (
     DEFAULT_RUN,
     ChatConfig,
@@ -63,6 +63,7 @@ __all__ = [
     "RewardConfig",
     "RollbackConfig",
     "RolloutConfig",
+    "ScaleFitConfig",
     "ServeConfig",
     "ThumbsConfig",
     "TokenizerConfig",

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from jielong.config import ModelConfig
 from jielong.errors import UserError
-from jielong.model.gpt import GPT
 from jielong.scale.fit import Fit, Law
+from jielong.scale.memory import sizes
 
 WIDEST = 2048
 
@@ -45,11 +44,11 @@ def shape(width: int, context: int) -> ModelConfig:
 
 def size_of(config: ModelConfig, length: int) -> Size:
     """Counted on the model itself, built without data."""
-    with torch.device("meta"):
-        model = GPT(config)
-    total = model.parameter_count()
-    blocks = total - model.embedding.weight.numel()
-    return Size(config.width, config.layers, blocks, total, model.flops_per_token(length))
+    counted = sizes(config)
+    head = config.vocab_size * config.width
+    attention = 12 * config.layers * config.heads * config.head_dim * length
+    flops = 6 * (config.layers * counted.matrices + head) + attention
+    return Size(config.width, config.layers, counted.total - head, counted.total, float(flops))
 
 
 def family(vocabulary: int, length: int) -> list[Size]:
@@ -98,11 +97,11 @@ class Advice:
 
 
 def advise(
-    fit: Fit, how: str, sizes: Sequence[Size], cost: Callable[[Size], float], budget: float, unit: str
+    fit: Fit, how: str, among: Sequence[Size], cost: Callable[[Size], float], budget: float, unit: str
 ) -> Advice:
     """The size of the least loss when the whole budget is spent; `cost` is what a token costs, in the budget's unit."""
-    counted = np.array([getattr(s, how) for s in sizes], float)
-    tokens = np.array([budget / cost(s) for s in sizes])
+    counted = np.array([getattr(s, how) for s in among], float)
+    tokens = np.array([budget / cost(s) for s in among])
 
     def losses(law: Law) -> np.ndarray:
         return law.E + law.A * counted**-law.alpha + law.B * tokens**-law.beta
@@ -110,15 +109,15 @@ def advise(
     def best(law: Law) -> int:
         return int(losses(law).argmin())
 
-    size = sizes[best(fit.law)]
+    size = among[best(fit.law)]
     return Advice(
         budget=budget,
         unit=unit,
         size=size,
-        parameters=fit.interval(lambda law: float(sizes[best(law)].total)),
+        parameters=fit.interval(lambda law: float(among[best(law)].total)),
         tokens=fit.interval(lambda law: float(tokens[best(law)])),
         loss=fit.interval(lambda law: float(losses(law).min())),
         curve=tuple(
-            (s.total, float(d), float(loss)) for s, d, loss in zip(sizes, tokens, losses(fit.law), strict=True)
+            (s.total, float(d), float(loss)) for s, d, loss in zip(among, tokens, losses(fit.law), strict=True)
         ),
     )

@@ -19,7 +19,7 @@ import numpy as np
 DELTA = 1e-3  # where Huber's loss becomes linear, as in the paper
 COEFFICIENTS = 5
 TINY = 1e-11  # a relative gain below which nothing more is to come
-KEPT = 40  # starts that are followed to their end
+KEPT = 16  # starts that are followed to their end
 LEAST, MOST = math.log(0.02), math.log(3.0)  # of the logarithms of α and β
 
 

@@ -25,7 +25,7 @@ from jielong.train.loop import use_threads
 
 EPOCHS = 4  # up to so many passes a token read again is worth almost a new one (Muennighoff et al. 2023)
 LEAST_SIZES, LEAST_COUNTS = 6, 2  # five coefficients, and a size to leave out
-LEAST_STEPS = 20
+LEAST_STEPS = 10
 
 
 @dataclass(frozen=True)

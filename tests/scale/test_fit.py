@@ -152,7 +152,7 @@ def test_speed_of_a_machine():
 def test_advice_is_the_best_of_all_sizes():
     """Against a search by hand; and near the closed form, where a token costs 6 FLOPs per weight."""
     sizes = family(512, 32)
-    found = Fit(SMALL, 0.0, np.zeros(18), (SMALL, Law(1.2, 90.0, 3000.0, 0.3, 0.6)))
+    found = Fit(SMALL, 0.0, np.zeros(18), (SMALL,) * 30 + (Law(1.2, 90.0, 3000.0, 0.3, 0.6),) * 30)
     measured = Speed(1e-5, 1e-11)
     advice = advise(found, "total", sizes, lambda s: measured.seconds(s.flops), 600, "seconds")
     by_hand = min(sizes, key=lambda s: SMALL.loss(s.total, 600 / measured.seconds(s.flops)))

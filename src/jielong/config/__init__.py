@@ -16,6 +16,7 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
+from jielong.config.lab import SizeLadderConfig
 from jielong.config.scale import PlanConfig, ScaleFitConfig
 from jielong.config.stages import (
     DEFAULT_RUN,
@@ -65,6 +66,7 @@ __all__ = [
     "RolloutConfig",
     "ScaleFitConfig",
     "ServeConfig",
+    "SizeLadderConfig",
     "ThumbsConfig",
     "TokenizerConfig",
     "adam",

@@ -225,21 +225,32 @@ def train_rung(run: Run, settings: PretrainConfig, parents: list[Artifact]) -> A
 
     model = settings.model
     name = f"rung-{model.width}x{model.layers}-{settings.steps * settings.rows * settings.length}-{settings.seed}"
-    found = run.artifact(name)
+    found = kept(run, name, parents, settings)
     if found is None:
         found = pretrain.run(settings, run, name=name, history=False)
         shutil.rmtree(run.work(name), ignore_errors=True)  # nothing is replayed from a rung
-        return found
+    return found
+
+
+def kept(
+    run: Run, name: str, parents: list[Artifact], settings: Any, computed: tuple[str, ...] = ()
+) -> Artifact | None:
+    """The artifact, if it is there. Raises UserError when it was made of other parents or with other settings; what the
+    stage has `computed` itself is not compared."""
+    found = run.artifact(name)
+    if found is None:
+        return None
     found.verify()
     if found.card["parents"] != {p.name: p.hash for p in parents}:
-        raise UserError(f"{found.path} was trained on another corpus or tokenizer; delete it to train it anew.")
+        others = " or ".join(p.name for p in parents)
+        raise UserError(f"{found.path} was made of another {others}; delete it to make it anew.")
     wanted, before = plain(settings), found.card["config"]
-    wanted["model"]["vocab_size"] = before["model"]["vocab_size"]
-    other = [k for k, v in wanted.items() if k not in ("threads", "checkpoint_seconds") and plain(v) != before.get(k)]
+    if "model" in wanted:  # the vocabulary is the tokenizer's
+        wanted["model"]["vocab_size"] = before["model"]["vocab_size"]
+    free = ("threads", "checkpoint_seconds", *computed)
+    other = [k for k, v in wanted.items() if k not in free and v != before.get(k)]
     if other:
-        raise UserError(
-            f"{found.path} was trained with other settings ({', '.join(other)}); delete it to train it anew."
-        )
+        raise UserError(f"{found.path} was made with other settings ({', '.join(other)}); delete it to make it anew.")
     return found
 
 

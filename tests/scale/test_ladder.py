@@ -18,8 +18,9 @@ from jielong.config import ScaleFitConfig
 from jielong.corpus.documents import Document, record_id, write_documents
 from jielong.errors import UserError
 from jielong.evaluate.bpb import bits_per_byte, read
-from jielong.model.gpt import causal_mask, load_model
+from jielong.model.gpt import GPT, causal_mask, load_model
 from jielong.run import Run
+from jielong.scale.advice import shape
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.tokens.tokenizer import train as train_tokenizer
 
@@ -176,6 +177,8 @@ def test_losses_are_those_of_the_model(climbed):
         (["--tokens", "64", "640"], "fewer than 10 steps"),
         (["--widths", "32", "40", "64", "96", "128", "160"], "multiples of 32"),
         (["--held-back", "192"], "wider than all others"),
+        (["--held-back", "225"], "multiples of 32"),
+        (["--most", "4e8"], "there are 2 and 2"),
         (["--rows", "0"], "at least 1"),
     ],
 )
@@ -196,6 +199,15 @@ def test_a_corpus_without_held_out_documents(small, tmp_path):
     shutil.copytree(small.path / "tokenizer", run.path / "tokenizer")
     with pytest.raises(UserError, match="no held-out documents"):
         ladder.run(SMALL, run)
+
+
+def test_expensive_trainings_are_left_out():
+    """Cheap ones first; six FLOPs per parameter and token."""
+    whole = ladder.trainings(SMALL, 320)
+    assert whole[0] == (32, 320) and whole[-1] == (192, 640) and len(whole) == 12
+    most = 6 * 320 * GPT(dataclasses.replace(shape(192, 32), vocab_size=320)).parameter_count()
+    cut = ladder.trainings(dataclasses.replace(SMALL, most=most), 320)
+    assert cut == whole[:10] and set(whole[10:]) == {(160, 640), (192, 640)}
 
 
 def test_rungs_of_another_making_are_not_taken(climbed, tmp_path):

@@ -50,6 +50,8 @@ class ScaleFitConfig:
     """Widths of the models that the law is fitted to; each has a layer per 40 of its width, and two at least."""
     tokens: tuple[float, ...] = (1e5, 2e5, 4e5)
     """How many tokens each of them reads, in trainings of its own."""
+    most: float = 0.0
+    """Leave out trainings of more FLOPs (six per parameter and token) than this, for less time; 0 = none."""
     held_back: int = 320
     """Width of a larger model that is predicted before it is trained; 0 = none."""
     held_back_tokens: float = 0.0

@@ -78,7 +78,7 @@ def run(config: ScaleFitConfig, run: Run) -> Artifact:
     documents = read_documents(corpus.file("heldout.parquet"))
     encoded = encode_documents(tokenizer, read_documents(corpus.file("train.parquet")))
     corpus_tokens = sum(len(ids) - 1 for ids in encoded)
-    check(config, corpus_tokens, len(documents))
+    check(config, corpus_tokens, len(documents), tokenizer.vocab_size)
     config = replace(config, threads=use_threads(config.threads))
     parents = [corpus, tokens]
 
@@ -92,8 +92,7 @@ def run(config: ScaleFitConfig, run: Run) -> Artifact:
         )
         return rung
 
-    ladder = itertools.product(sorted(set(config.widths)), sorted(set(config.tokens)))
-    rungs = [climb(width, count) for width, count in sorted(ladder, key=lambda pair: pair[0] ** 2 * pair[1])]
+    rungs = [climb(width, count) for width, count in trainings(config, tokenizer.vocab_size)]
     counted = {how: left_out(*points(rungs, how)) for how in ("total", "blocks")}
     how = min(counted, key=lambda name: counted[name])
     found = fit(*points(rungs, how), rounds=config.rounds, seed=config.seed)
@@ -185,16 +184,27 @@ def told(advice: Advice, corpus_tokens: int) -> str:
     return text
 
 
-def check(config: ScaleFitConfig, corpus_tokens: int, held_out: int) -> None:
+def trainings(config: ScaleFitConfig, vocabulary: int) -> list[tuple[int, float]]:
+    """(width, tokens) of the ladder, cheap ones first."""
+    found = []
+    for width, count in itertools.product(set(config.widths), set(config.tokens)):
+        size = size_of(replace(shape(width, 2 * config.length), vocab_size=vocabulary), config.length)
+        if not config.most or 6 * size.total * count <= config.most:
+            found.append((size.total * count, width, count))
+    return [(width, count) for _, width, count in sorted(found)]
+
+
+def check(config: ScaleFitConfig, corpus_tokens: int, held_out: int, vocabulary: int) -> None:
     """Raises UserError for a ladder that cannot be climbed, before anything is trained."""
-    widths, counts = sorted(set(config.widths)), sorted(set(config.tokens))
+    climbed = trainings(config, vocabulary)
+    widths, counts = (sorted({pair[n] for pair in climbed}) for n in (0, 1))
     if len(widths) < LEAST_SIZES or len(counts) < LEAST_COUNTS:
         raise UserError(
             f"A law needs at least {LEAST_SIZES} widths and {LEAST_COUNTS} numbers of tokens; "
             f"there are {len(widths)} and {len(counts)}."
         )
-    for width in [*widths, *([config.held_back] if config.held_back else [])]:
-        shape(width, 2 * config.length)
+    if config.held_back:
+        shape(config.held_back, 2 * config.length)
     if config.held_back and config.held_back <= widths[-1]:
         raise UserError(f"The held-back model ({config.held_back}) must be wider than all others ({widths[-1]}).")
     if min(config.rows, config.length) < 1:

@@ -87,9 +87,12 @@ def test_a_whole_experiment(done):
 def test_the_second_call_trains_nothing(done, monkeypatch):
     before = done.need("lab-size-ladder").card["metrics"]
     monkeypatch.setattr(jielong.pretrain, "train_artifact", lambda *_, **__: pytest.fail("something was trained again"))
-    assert size_ladder.run(SMALL, done).card["metrics"] == before
+    monkeypatch.chdir(done.path.parent)  # the same folder by another name
+    assert size_ladder.run(SMALL, Run(done.path.name)).card["metrics"] == before
     with pytest.raises(UserError, match=r"other settings \(.*lessons"):
         size_ladder.run(dataclasses.replace(SMALL, lessons=11), done)
+    with pytest.raises(UserError, match=r"sft was made with other settings \(conversations\)"):
+        size_ladder.run(dataclasses.replace(SMALL, conversations=9), done)
     with pytest.raises(UserError, match=r"exam was made with other settings \(questions\)"):
         size_ladder.run(dataclasses.replace(SMALL, questions=5), done)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from jielong.config import FinetuneConfig, PretrainConfig, SizeLadderConfig
@@ -128,7 +129,10 @@ def one(config: SizeLadderConfig, run: Run, width: int, seed: int, parents: list
         conversations=file, epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads,
         seed=seed,
     )  # fmt: skip
-    sft = kept(branch, "sft", [base], tune, computed=("steps",)) or finetune.run(tune, branch)
+    sft = kept(branch, "sft", [base], tune, computed=("steps", "conversations"))
+    if sft is not None and Path(sft.card["config"]["conversations"]).name != file.name:  # the folder may have moved
+        raise UserError(f"{sft.path} was made with other settings (conversations); delete it to make it anew.")
+    sft = sft or finetune.run(tune, branch)
     asked = {"questions": config.questions}
     found = kept(branch, "exam", [sft], asked)
     if found is None:

@@ -160,6 +160,9 @@ def test_advice_is_the_best_of_all_sizes():
     assert advice.tokens[0] * measured.seconds(by_hand.flops) == pytest.approx(600)
     assert advice.parameters[1] <= advice.parameters[0] <= advice.parameters[2] and len(advice.curve) == len(sizes)
     assert advice.parameters[2] > advice.parameters[0]  # where sizes matter more, larger ones pay
+    little = advise(found, "total", sizes, lambda s: measured.seconds(s.flops), 600, "seconds", advice.tokens[0] / 4)
+    assert little.tokens[0] <= advice.tokens[0] / 4 and little.parameters[0] > advice.parameters[0]
+    assert little.loss[0] > advice.loss[0]
     dense = [Size(n, 1, n, n, 6.0 * n) for n in np.geomspace(1e4, 1e8, 4001).astype(int).tolist()]
     free = advise(found, "total", dense, lambda s: s.flops, 1e14, "FLOPs")
     assert free.parameters[0] == pytest.approx(SMALL.optimum(1e14)[0], rel=0.01)

@@ -88,6 +88,8 @@ class Advice:
     budget: float
     """Seconds or FLOPs."""
     unit: str
+    most: float
+    """Tokens that may be read; 0 = any number."""
     size: Size
     parameters: tuple[float, float, float]
     tokens: tuple[float, float, float]
@@ -97,11 +99,13 @@ class Advice:
 
 
 def advise(
-    fit: Fit, how: str, among: Sequence[Size], cost: Callable[[Size], float], budget: float, unit: str
-) -> Advice:
-    """The size of the least loss when the whole budget is spent; `cost` is what a token costs, in the budget's unit."""
+    fit: Fit, how: str, among: Sequence[Size], cost: Callable[[Size], float], budget: float, unit: str,
+    most: float = 0.0,
+) -> Advice:  # fmt: skip
+    """The size of the least loss when the whole budget is spent, or `most` tokens are read; `cost` is what a token costs, in
+    the budget's unit."""
     counted = np.array([getattr(s, how) for s in among], float)
-    tokens = np.array([budget / cost(s) for s in among])
+    tokens = np.array([min(budget / cost(s), most or np.inf) for s in among])
 
     def losses(law: Law) -> np.ndarray:
         return law.E + law.A * counted**-law.alpha + law.B * tokens**-law.beta
@@ -113,6 +117,7 @@ def advise(
     return Advice(
         budget=budget,
         unit=unit,
+        most=most,
         size=size,
         parameters=fit.interval(lambda law: float(among[best(law)].total)),
         tokens=fit.interval(lambda law: float(tokens[best(law)])),

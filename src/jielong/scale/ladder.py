@@ -115,7 +115,7 @@ def run(config: ScaleFitConfig, run: Run) -> Artifact:
         rungs.append(larger)
         found = fit(*points(rungs, how), rounds=config.rounds, seed=config.seed)
         metrics["law_of_all"] = described(found)
-    advice = advised(config, found, how, rungs, tokenizer.vocab_size)
+    advice = advised(config, found, how, rungs, tokenizer.vocab_size, corpus_tokens)
     for one in advice:
         say(told(one, corpus_tokens))
     metrics |= {"rungs": [asdict(r) for r in rungs], "advice": [asdict(a) for a in advice]}
@@ -154,33 +154,39 @@ def predict(
     return found.predict(getattr(size, how), tokens, config.seed)
 
 
-def advised(config: ScaleFitConfig, found: Fit, how: str, rungs: list[Rung], vocabulary: int) -> list[Advice]:
-    """For the budget in minutes, and for the one in FLOPs where there is one."""
+def advised(
+    config: ScaleFitConfig, found: Fit, how: str, rungs: list[Rung], vocabulary: int, corpus_tokens: int
+) -> list[Advice]:
+    """For the budget in minutes, and for the one in FLOPs where there is one; where that takes more text than there is, also
+    the best that this corpus allows."""
     filled = float(np.mean([r.filled for r in rungs]))  # padding takes its time, too
     sizes, measured = family(vocabulary, config.length), speed([r.flops for r in rungs], [r.seconds for r in rungs])
-    found_advice = []
-    if config.minutes:
-        seconds = lambda size: measured.seconds(size.flops) / filled  # noqa: E731
-        found_advice.append(advise(found, how, sizes, seconds, 60 * config.minutes, "seconds"))
-    if config.flops:
-        found_advice.append(advise(found, how, sizes, lambda size: size.flops / filled, config.flops, "FLOPs"))
-    return found_advice
+    budgets = [
+        (60 * config.minutes, "seconds", lambda size: measured.seconds(size.flops) / filled),
+        (config.flops, "FLOPs", lambda size: size.flops / filled),
+    ]
+    given = []
+    for budget, unit, cost in budgets:
+        if budget:
+            given.append(advise(found, how, sizes, cost, budget, unit))
+            if given[-1].tokens[0] > EPOCHS * corpus_tokens:
+                given.append(advise(found, how, sizes, cost, budget, unit, EPOCHS * corpus_tokens))
+    return given
 
 
 def told(advice: Advice, corpus_tokens: int) -> str:
     """For people."""
     budget = f"{advice.budget / 60:g} minutes" if advice.unit == "seconds" else f"{advice.budget:.2g} FLOPs"
+    if advice.most:
+        budget += f", this corpus at most {EPOCHS} times"
     (n, *of_n), (d, *of_d), (loss, *_) = advice.parameters, advice.tokens, advice.loss
     text = (
         f"{budget}: {advice.size.layers} layers × {advice.size.width} wide, {n / 1e6:.2f} million parameters "
         f"({of_n[0] / 1e6:.2f} to {of_n[1] / 1e6:.2f}), {d / 1e6:.2f} million tokens ({of_d[0] / 1e6:.2f} to "
         f"{of_d[1] / 1e6:.2f}); {loss:.3f} nats per token expected."
     )
-    epochs = d / corpus_tokens
-    if epochs > EPOCHS:
-        text += (
-            f" That is the corpus {epochs:.0f} times: a larger one is needed, as more than {EPOCHS} passes teach less."
-        )
+    if not advice.most and d > EPOCHS * corpus_tokens:
+        text += f" That is {d / corpus_tokens:.0f} times the corpus: more text is needed, as more than {EPOCHS} passes teach less."
     return text
 
 

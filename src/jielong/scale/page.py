@@ -68,7 +68,8 @@ def by_budget(advice: dict[str, Any]) -> dict[str, Any]:
     data = [line([p[0] for p in shown], [p[2] for p in shown], "expected loss", 0)]
     data.append(dots([advice["size"]["total"]], [best], "advised", 1))
     budget = f"{advice['budget'] / 60:g} minutes" if advice["unit"] == "seconds" else f"{advice['budget']:.2g} FLOPs"
-    return chart(f"What {budget} buy", "parameters", "nats per held-out token", data)
+    more = " with this corpus" if advice["most"] else ""
+    return chart(f"What {budget} buy{more}", "parameters", "nats per held-out token", data)
 
 
 COLOURS = ("#b4232a", "#1f6feb", "#2da44e", "#bf8700", "#8250df", "#57606a", "#0a7ea4", "#cf5c00", "#d63384", "#1f2328")

@@ -28,7 +28,9 @@ from jielong.config import (
     RaiseConfig,
     ReportConfig,
     RollbackConfig,
+    ScaleFitConfig,
     ServeConfig,
+    SizeLadderConfig,
     ThumbsConfig,
     TokenizerConfig,
 )
@@ -52,6 +54,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
+    "scale fit": (ScaleFitConfig, "a ladder of small trainings → the size and the tokens that suit a budget"),
+    "lab size-ladder": (SizeLadderConfig, "an experiment: do larger models answer better?"),
     "key": (KeyConfig, "an API key, for serving to others"),
     "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
 }
@@ -209,9 +213,11 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
     """Make a stage's artifact. Of several processes the first one tells about it."""
     from importlib import import_module
 
+    from jielong.lab import EXPERIMENTS
     from jielong.run import MADE_BY
 
     module = {
+        **{f"lab {experiment}": module for experiment, module in EXPERIMENTS.items()},
         "corpus": "jielong.corpus.stage",
         "corpus build": "jielong.corpus.build",
         "tokenizer": "jielong.tokens.tokenizer",
@@ -220,6 +226,7 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
         "evaluate": "jielong.evaluate.stage",
         "thumbs": "jielong.align.simulate",
         "report": "jielong.report.stage",
+        "scale fit": "jielong.scale.ladder",
     }[name]
     artifact_name = {"corpus build": "corpus", "pretrain": "base", "finetune": "sft", "evaluate": "evaluation"}.get(
         name, name

@@ -84,8 +84,10 @@ def train_artifact(
     optim: OptimConfig,
     observe: Callable[[GPT, int], dict[str, Any]] | None,
     drop: frozenset[str] = frozenset(),
+    history: bool = True,
 ) -> Artifact:
-    """Train `model` into artifact `name`, resumably: what both supervised stages share.
+    """Train `model` into artifact `name`, resumably: what both supervised stages share. Without `history` only the
+    newest checkpoint is kept.
 
     The work folder keeps shard, index and checkpoints between interruptions; it belongs to one making, which its
     `making.json` records, and is started anew for another.
@@ -111,6 +113,7 @@ def train_artifact(
         checkpoint_seconds=config.checkpoint_seconds,
         tokens_per_step=rows * length,
         title=name,
+        history=history,
     )
     pad = Tokenizer.load(tokenizer_file).pad
     losses = [
@@ -123,8 +126,8 @@ def train_artifact(
         return observe(seen, step) if observe is not None and seen is not None else {}
 
     def learn(progress: Callable[[int, float, float], None] | None = None) -> tuple[GPT | None, History]:
-        history = train(model, losses, loop, work / "checkpoints", look, observe_steps, progress, team)
-        return whole(), history
+        found = train(model, losses, loop, work / "checkpoints", look, observe_steps, progress, team)
+        return whole(), found
 
     if not team.first:
         learn()
@@ -132,7 +135,7 @@ def train_artifact(
         return Artifact(run.path / name)
     with run.build(name, kind=kind, config=config, parents=parents, seed=config.seed) as build:
         with training_bar(name, steps) as progress:
-            trained, history = learn(progress)
+            trained, curves = learn(progress)
         assert trained is not None
         if any(".lora." in name for name, _ in trained.named_parameters()):
             save_adapter(trained, build.path, parents[0])
@@ -144,7 +147,7 @@ def train_artifact(
         (build.path / "records.json").write_text(json.dumps(shard.ids), encoding="utf-8")
         build.threads = use_threads(config.threads)
         build.device = team.device.type
-        build.metrics = summary(trained, history, steps, rows * length, length)
+        build.metrics = summary(trained, curves, steps, rows * length, length)
         build.metrics["processes"] = team.place[1]
     team.wait()
     # the kept checkpoints stay beside the artifact for replay; the token shard can be made again
@@ -167,8 +170,11 @@ def summary(model: GPT, history: History, steps: int, tokens_per_step: int, leng
     }
 
 
-def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), name: str = "base") -> Artifact:
-    """The pretraining stage: corpus + tokenizer → base model. `drop` names records to train without."""
+def run(
+    config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), name: str = "base", history: bool = True
+) -> Artifact:
+    """The pretraining stage: corpus + tokenizer → base model. `drop` names records to train without; without `history`
+    the checkpoints for replay are not kept."""
     corpus, tokens = run.need("corpus"), run.need("tokenizer")
     tokenizer = Tokenizer.load(tokens.file("tokenizer.json"))
     config = dataclasses.replace(
@@ -205,7 +211,7 @@ def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), na
 
     return train_artifact(
         run, name, "base", config, [corpus, tokens], model, tokens.file("tokenizer.json"), prepare, config.steps,
-        config.optim, observe, drop,
+        config.optim, observe, drop, history,
     )  # fmt: skip
 
 

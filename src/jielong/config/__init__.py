@@ -16,7 +16,8 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
-from jielong.config.scale import PlanConfig
+from jielong.config.lab import SizeLadderConfig
+from jielong.config.scale import PlanConfig, ScaleFitConfig
 from jielong.config.stages import (
     DEFAULT_RUN,
     ChatConfig,
@@ -63,7 +64,9 @@ __all__ = [
     "RewardConfig",
     "RollbackConfig",
     "RolloutConfig",
+    "ScaleFitConfig",
     "ServeConfig",
+    "SizeLadderConfig",
     "ThumbsConfig",
     "TokenizerConfig",
     "adam",

@@ -1,9 +1,11 @@
-"""Settings of plans for large trainings."""
+"""Settings of plans for large trainings, and of the ladder of small ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from jielong.config.stages import OptimConfig
 
 
 @dataclass
@@ -38,3 +40,42 @@ class PlanConfig:
     """Also trace the real training step with tensors that hold no data, and set its memory beside the plan's."""
     json: bool = False
     """Print the plan as JSON."""
+
+
+@dataclass
+class ScaleFitConfig:
+    """A ladder of small trainings on the run's corpus → a scaling law, and the size and the tokens that suit a budget."""
+
+    widths: tuple[int, ...] = (32, 64, 96, 128, 160, 192)
+    """Widths of the models that the law is fitted to; each has a layer per 40 of its width, and two at least."""
+    tokens: tuple[float, ...] = (1e5, 2e5, 4e5)
+    """How many tokens each of them reads, in trainings of its own."""
+    most: float = 0.0
+    """Leave out trainings of more FLOPs (six per parameter and token) than this, for less time; 0 = none."""
+    held_back: int = 320
+    """Width of a larger model that is predicted before it is trained; 0 = none."""
+    held_back_tokens: float = 0.0
+    """How many tokens it reads; 0 = the middle one of `tokens`."""
+    rows: int = 16
+    """Packed rows per step."""
+    length: int = 128
+    """Tokens per packed row."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(adam_lr=0.008, scalar_lr=0.008))
+    """Optimizer and schedule; warm-up and cool-down are shares of each training's own steps."""
+    rate_power: float = 1.0
+    """AdamW's learning rates are multiplied by (128 / width) to this power; Muon's need no such change."""
+    minutes: float = 6.6
+    """Budget in minutes of training on this machine, at the speed that the ladder was trained with; the default is what
+    spark's pretraining takes."""
+    flops: float = 0.0
+    """Budget in FLOPs; 0 = only that in minutes."""
+    rounds: int = 400
+    """Rounds of the bootstrap behind the intervals."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Numbers to compute with; auto = bf16 where the processor has it."""
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints."""
+    seed: int = 1
+    """Seed of the initial weights and of the order of the data."""

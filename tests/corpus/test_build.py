@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -106,11 +107,23 @@ def test_shares():
 
 
 def test_picked():
-    documents = [(f"d{n}", 10.0) for n in range(20)]
-    once = picked(documents, 100, 1)
-    assert len(once) == 10 and {c for _, c in once} == {1} and once != picked(documents, 100, 2)[:10]
-    assert sum(c for _, c in picked(documents, 450, 1)) == 45 and {c for _, c in picked(documents, 450, 1)} == {2, 3}
-    assert picked(documents, 400, 1) == [(n, 2) for n, _ in picked(documents, 400, 1)] and picked(documents, 0, 1) == []
+    ids, sizes = np.arange(20, dtype=np.uint64), np.full(20, 10.0)
+
+    def copies(tokens: float, seed: int = 1) -> list[int]:
+        return picked(ids, sizes, tokens, seed).tolist()
+
+    assert sorted(copies(100)) == [0] * 10 + [1] * 10 and copies(100) != copies(100, 2)
+    assert sum(copies(450)) == 45 and set(copies(450)) == {2, 3} and copies(400) == [2] * 20 and copies(0) == [0] * 20
+    rng = np.random.default_rng(1)
+    sizes = rng.uniform(1, 9, 20)
+    for tokens in (3.0, 40.0, 77.0, 150.0, 301.0):  # the plain rule, one document after the other
+        left, expected = tokens, [0] * 20
+        whole = int(tokens // sizes.sum())
+        left -= whole * float(np.cumsum(sizes)[-1])
+        for n in sorted(range(20), key=lambda n: hashlib.sha256(f"mix/1/{n:016x}".encode()).digest()):
+            expected[n] = whole + (left >= sizes[n] / 2)
+            left -= sizes[n] if left >= sizes[n] / 2 else 0
+        assert copies(tokens) == expected
 
 
 @pytest.mark.parametrize(

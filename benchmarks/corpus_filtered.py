@@ -57,8 +57,6 @@ SHARES = {
     "web pages": 7, "mails": 12, "API strings": 10, "machine-translated zh": 6, "bad words": 2,
 }  # fmt: skip
 CLEAN = tuple(SHARES)[:7]
-MODEL = ModelConfig(context=256, layers=3, width=192, heads=3, kv_heads=3, head_dim=64, mlp_width=576)
-TRAINING = PretrainConfig(model=MODEL, steps=256, rows=16, length=256, threads=1, sample_every=1.0)
 HELD_OUT = 150  # documents per kind
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # Student's t, two-sided, by the number of seeds
 
@@ -77,7 +75,11 @@ def wikitext(path: Path) -> list[str]:
 
 
 def stories(data: Path) -> list[str]:
-    tales = [r["response"] for r in rows(data / "synthetic-en-stories-tasks/train.jsonl.gz") if r["category"] in ("generated-child", "generated-bedtime")]
+    tales = [
+        r["response"]
+        for r in rows(data / "synthetic-en-stories-tasks/train.jsonl.gz")
+        if r["category"] in ("generated-child", "generated-bedtime")
+    ]
     return [r["text"] for r in rows(data / "children-stories-en/stories.jsonl.gz")] + tales
 
 
@@ -107,7 +109,9 @@ def web_pages(path: Path) -> list[str]:
             if member.endswith(".html.gz"):
                 file = tar.extractfile(member)
                 assert file is not None
-                page = lxml.html.parse(io.BytesIO(gzip.decompress(file.read())), lxml.html.HTMLParser(encoding="utf-8")).getroot()
+                page = lxml.html.parse(
+                    io.BytesIO(gzip.decompress(file.read())), lxml.html.HTMLParser(encoding="utf-8")
+                ).getroot()
                 for node in page.xpath("//script|//style|//noscript|//template"):
                     node.drop_tree()
                 text = normalise("\n".join(line.strip() for line in page.itertext() if line.strip()))
@@ -128,7 +132,9 @@ def simplified(data: Path) -> list[str]:
     from opencc import OpenCC
 
     convert = OpenCC("t2s").convert
-    return squad(data / "cmrc2018/cmrc2018_dev.json.gz") + [convert(t) for t in pieces(data / "gutenberg-zh/train.jsonl.gz", 4500)[3000:]]
+    return squad(data / "cmrc2018/cmrc2018_dev.json.gz") + [
+        convert(t) for t in pieces(data / "gutenberg-zh/train.jsonl.gz", 4500)[3000:]
+    ]
 
 
 def held_out(data: Path) -> dict[str, list[str]]:
@@ -195,7 +201,10 @@ def _until(texts: list[str], size: float, exam: ExamIndex, kind: str) -> Iterato
 def examples(data: Path, mail: Path, wheel: Path, mixture: list[tuple[str, str]], folder: Path) -> None:
     """A classifier from 300 documents of each of four kinds that are not in the mixture."""
     used = {t for _, t in mixture}
-    good = [pieces(data / "openstax-en/train.jsonl.gz", 9000)[6000:], pieces(data / "gutenberg-zh/train.jsonl.gz", 5000)[4500:]]
+    good = [
+        pieces(data / "openstax-en/train.jsonl.gz", 9000)[6000:],
+        pieces(data / "gutenberg-zh/train.jsonl.gz", 5000)[4500:],
+    ]
     bad = [mails(mail, 6000), api(wheel, 6000)[3000:]]
     fresh = [[t for t in texts if t not in used][:300] for texts in (*good, *bad)]
     texts = [t for part in fresh for t in part]
@@ -212,13 +221,18 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, list[s
         work.mkdir(parents=True, exist_ok=True)
         made = raw_mixture(args.data, args.mails, args.api, [t for texts in held.values() for t in texts])
         beside = mixture_file.with_suffix(".partial")
-        beside.write_text("".join(json.dumps({"kind": k, "text": t}, ensure_ascii=False) + "\n" for k, t in made), encoding="utf-8")
+        beside.write_text(
+            "".join(json.dumps({"kind": k, "text": t}, ensure_ascii=False) + "\n" for k, t in made), encoding="utf-8"
+        )
         beside.rename(mixture_file)
     mixture = [(r["kind"], r["text"]) for r in map(json.loads, mixture_file.read_text(encoding="utf-8").splitlines())]
     arms = {"raw": work / "raw", "filtered": work / "filtered"}
     if Run(arms["raw"]).artifact("corpus") is None:
         with Run(arms["raw"]).build("corpus", kind="corpus", config=CorpusBuildConfig(mixture_file), seed=1) as made:
-            write_documents(made.path / "train.parquet", [Document(record_id(f"{n} {t}"), t, "mixed", k) for n, (k, t) in enumerate(mixture)])
+            write_documents(
+                made.path / "train.parquet",
+                [Document(record_id(f"{n} {t}"), t, "mixed", k) for n, (k, t) in enumerate(mixture)],
+            )
             write_documents(made.path / "heldout.parquet", [])
     words = work / "words.txt"
     words.write_text("\n".join([*_list(args.data, "en"), *_list(args.data, "zh")]), encoding="utf-8")
@@ -244,7 +258,10 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Path], dict[str, list[s
 
 def _build(recipe: Path, more: str, run: Path) -> None:
     """`jielong corpus build` with its defaults and the list of bad words."""
-    recipe.write_text(f'heldout = 0.0\n[lists]\nwords = "words.txt"\n{more}[[source]]\nname = "mixture"\npath = "mixture.jsonl"\n', encoding="utf-8")
+    recipe.write_text(
+        f'heldout = 0.0\n[lists]\nwords = "words.txt"\n{more}[[source]]\nname = "mixture"\npath = "mixture.jsonl"\n',
+        encoding="utf-8",
+    )
     if Run(run).artifact("corpus") is None:
         build(CorpusBuildConfig(recipe, workers=1, run=run), Run(run))
 
@@ -261,15 +278,28 @@ def funnel(mixture: list[tuple[str, str]], run: Path) -> None:
             kept.discard(key)  # of equal documents one
     total, rest = sum(have.values()), sum(left.values())
     print(f"{run.name}: {rest / 1e6:.2f} of {total / 1e6:.2f} million estimated tokens kept ({rest / total:.1%})")
-    print("  " + ", ".join(f"{kind} {have[kind] / total:.1%} → {left[kind] / rest:.1%} ({left[kind] / have[kind]:.0%} kept)" for kind in SHARES))
+    print(
+        "  "
+        + ", ".join(
+            f"{kind} {have[kind] / total:.1%} → {left[kind] / rest:.1%} ({left[kind] / have[kind]:.0%} kept)"
+            for kind in SHARES
+        )
+    )
 
 
-def scores(run: Path, seed: int, held: dict[str, list[str]]) -> dict[str, float]:
+def training(args: argparse.Namespace, seed: int) -> PretrainConfig:
+    heads = args.width // 64
+    model = ModelConfig(
+        context=256, layers=args.layers, width=args.width, heads=heads, kv_heads=heads, mlp_width=3 * args.width
+    )
+    return PretrainConfig(model, steps=args.steps, rows=args.rows, length=256, threads=1, sample_every=1.0, seed=seed)
+
+
+def scores(run: Path, config: PretrainConfig, held: dict[str, list[str]]) -> dict[str, float]:
     """Bits per byte of each kind, after the product's pretraining; a finished one is not done again."""
-    name = f"base-{seed}"
+    name = f"base-{config.model.layers}x{config.model.width}-{config.steps}x{config.rows}-{config.seed}"
     file = run / f"{name}.json"
     if not file.exists():
-        config = PretrainConfig(**{**TRAINING.__dict__, "seed": seed})
         artifact = Run(run).artifact(name) or pretrain.run(config, Run(run), name=name)
         model, tokenizer = load_model(artifact.path), Tokenizer.load(artifact.path / "tokenizer.json")
         documents = [Document(record_id(t), t, kind, "") for kind, texts in held.items() for t in texts]
@@ -293,7 +323,9 @@ def report(table: dict[str, list[dict[str, float]]]) -> None:
             gain = [100 * (1 - y / x) for x, y in zip(a, b)]
             half = T95[len(gain)] * statistics.stdev(gain) / math.sqrt(len(gain))
             mean = statistics.mean(gain)
-            print(f"  {name:16} {statistics.mean(a):.4f} → {statistics.mean(b):.4f}: {mean:.2f} % lower ({mean - half:.2f} to {mean + half:.2f})")
+            print(
+                f"  {name:16} {statistics.mean(a):.4f} → {statistics.mean(b):.4f}: {mean:.2f} % lower ({mean - half:.2f} to {mean + half:.2f})"
+            )
 
 
 def main() -> None:
@@ -301,13 +333,15 @@ def main() -> None:
     for name in ("data", "mails", "api", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    for name, value in (("layers", 4), ("width", 256), ("steps", 400), ("rows", 16)):
+        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--classifier", action="store_true", help="a third arm: the recipe with a trained classifier")
     args = parser.parse_args()
     arms, held = prepare(args)
     table: dict[str, list[Any]] = defaultdict(list)
     for seed in range(1, args.seeds + 1):
         for arm, path in arms.items():
-            table[arm].append(scores(path, seed, held))
+            table[arm].append(scores(path, training(args, seed), held))
             print(f"{arm}, seed {seed}: {table[arm][-1]}", flush=True)
     report(table)
 

@@ -6,17 +6,21 @@ import functools
 import gzip
 import http.server
 import io
+import json
 import os
 import random
 import threading
 from collections import Counter
 
+import fsspec
 import numpy as np
 import pytest
-from crawl import record
+from crawl import prose, record
 
-from jielong.corpus.build import warc
+from jielong.corpus import readers
+from jielong.corpus.build import parts, warc
 from jielong.corpus.build.inputs import InputFile, list_inputs
+from jielong.corpus.build.parts import parts_of
 from jielong.corpus.build.read import folder_licence, read_file
 from jielong.corpus.build.recipe import Recipe, Source
 from jielong.corpus.build.warc import pages
@@ -130,3 +134,84 @@ def test_folder_licence(tmp_path):
     (tmp_path / "src" / "gpl" / "COPYING").write_text("GNU GENERAL PUBLIC LICENSE\nVersion 2")
     assert folder_licence(str(tmp_path / "src" / "a.py")) == "MIT"
     assert folder_licence(str(tmp_path / "src" / "gpl" / "b.py")) == "GPL-2.0"
+
+
+def read_parts(path, kind: str, size: int) -> tuple[list[str], list[str], int]:
+    """Texts and faults of a file in parts of `size` bytes, and how many parts had a document."""
+    file = InputFile("s", str(path), kind, path.stat().st_size)
+    faults: list[str] = []
+    found = [
+        [d.text for d in read_file(part, 10**6, lambda place, why: faults.append(why))]
+        for part in parts_of(file, size, fsspec.filesystem("file"))
+    ]
+    return [t for part in found for t in part], faults, sum(map(bool, found))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "big5", "utf-16"])
+def test_parts_of_lines_are_the_whole_file(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(parts, "BLOCK", 7)
+    rng = random.Random(2)
+    texts = [prose(rng, "zh", 1) * rng.randrange(1, 4) for _ in range(30)]
+    lines = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
+    lines[3:3], lines[20:20] = ["no json", ""], ["x" * 400]
+    for end in ("\n", "", "\r\n"):
+        (tmp_path / "a.jsonl").write_bytes(("\n".join(lines) + end).encode(encoding))
+        for size in (9, 50, 333, 10**6):
+            found, faults, used = read_parts(tmp_path / "a.jsonl", "jsonl", size)
+            assert found == texts and len(faults) == 2, (encoding, end, size)
+            assert used == 1 if size == 10**6 or encoding == "utf-16" else used > 3
+    (tmp_path / "a.txt").write_bytes("\n".join(texts).encode(encoding))
+    whole = read_parts(tmp_path / "a.txt", "plain", 10**6)
+    cut, faults, used = read_parts(tmp_path / "a.txt", "plain", 900)
+    assert "".join(cut) == whole[0][0] and not faults and used == (1 if encoding == "utf-16" else len(cut))
+
+
+def test_parts_of_parquet_are_the_whole_file(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(readers, "ROWS", 4)
+    texts = [f"row {n} {'x' * n}" for n in range(101)]
+    for group in (1, 10, 64, 1000):  # rows in a group
+        pq.write_table(pa.table({"n": range(101), "text": texts}), tmp_path / "a.parquet", row_group_size=group)
+        for size in (100, 700, 10**6):
+            found, faults, used = read_parts(tmp_path / "a.parquet", "parquet", size)
+            assert found == texts and not faults and (used > 2) == (size < 10**6)
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    assert read_parts(tmp_path / "b.parquet.gz", "parquet", 100)[:2] == (texts, [])
+
+
+@pytest.mark.parametrize("block", [50, 1 << 16])
+def test_parts_of_a_crawl_are_the_whole_file(tmp_path, block, monkeypatch):
+    monkeypatch.setattr(warc, "BLOCK", block)
+    rng = random.Random(4)
+    texts = [f"<p>page {n} {rng.randbytes(40 * n).hex()}</p>" for n in range(25)]
+    members = [gzip.compress(record(t.encode())) for t in texts]
+    members[7] = gzip.compress(record(texts[7].encode()) + record(b"<p>two in one</p>"))
+    whole = [*texts[:8], "<p>two in one</p>", *texts[8:]]
+    half = record(texts[12].encode())
+    members[12] = gzip.compress(half[:300]) + gzip.compress(half[300:])  # a record of two members
+    path = tmp_path / "a.warc.gz"
+    path.write_bytes(b"".join(members))
+    for size in (40, 500, 1700, 10**6):
+        found, faults, used = read_parts(path, "warc", size)
+        assert found == whole and not faults and (used > 5) == (size < 10**6), size
+    path.write_bytes(gzip.compress(b"".join(map(gzip.decompress, members))))  # one member: nothing to begin at
+    assert read_parts(path, "warc", 500) == (whole, [], 1)
+    data = b"".join(members)
+    ends = np.cumsum([len(m) for m in members])
+    for _ in range(60):  # damaged: the same as read in one piece
+        at = rng.randrange(len(data))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        found = read_parts(path, "warc", 10**6)[0]
+        assert read_parts(path, "warc", 1700)[0] == found and len(found) > 22, (at, ends)
+
+
+def test_parts_of_a_file_that_is_no_such_file(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" * 100)
+    (tmp_path / "a.jsonl").write_bytes(bytes(range(256)) * 4)
+    for name, kind in (("a.parquet", "parquet"), ("a.jsonl", "jsonl"), ("a.warc.gz", "warc")):
+        if kind == "warc":
+            (tmp_path / name).write_bytes(b"nothing packed" * 50)
+        found, faults, _ = read_parts(tmp_path / name, kind, 100)
+        assert not found and faults

@@ -16,6 +16,7 @@ from datatrove.pipeline.writers import JsonlWriter
 
 from jielong.corpus.build.funnel import Tally
 from jielong.corpus.build.inputs import Bad, InputFile
+from jielong.corpus.build.parts import LineRange
 from jielong.corpus.build.warc import Damaged, Inflate, page_text, pages
 from jielong.corpus.documents import record_id
 from jielong.corpus.licences import declared_licence, is_licence_file, licence_of
@@ -44,7 +45,7 @@ class Read(PipelineStep):
             for file in self.shares[rank]:
 
                 def bad(place: int, reason: str, file: InputFile = file) -> None:
-                    row = Bad(file.source, file.path, reason, place)
+                    row = Bad(file.source, file.path, reason, place, file.begin)
                     quarantine.write(json.dumps(row.__dict__, ensure_ascii=False) + "\n")
                     tally.unreadable(file.source, file.path, reason)
 
@@ -83,11 +84,14 @@ def _records(
     packed = name.lower().endswith(".gz")
     if file.kind == "warc":
         raw = stream if packed else unpack(stream, name)
-        for page in pages(raw, packed, largest, bad):
+        for page in pages(raw, packed, largest, bad, file.begin, file.end):
             yield page.text, page.html, page.url, {}
         return
     # what can be unpacked of a truncated file is read
     unpacked: Any = _UntilDamage(Inflate(stream, whole=False), bad) if packed else unpack(stream, name)
+    part = None if file.end is None else (file.begin, file.end)
+    if part and file.kind != "parquet":
+        unpacked = LineRange(stream, *part)
     if file.kind in ("html", "code"):
         data = unpacked.read(largest + 1)
         if len(data) > largest:
@@ -98,7 +102,8 @@ def _records(
             code = data.decode("utf-8")
             yield code, False, "", {"licence": declared_licence(code) or folder_licence(file.path), "code": "yes"}
         return
-    for raw in read_stream(unpacked, name, file.kind, lambda reason: bad(-1, reason), file.text):
+    rows = part if file.kind == "parquet" else None
+    for raw in read_stream(unpacked, name, file.kind, lambda why: bad(-1, why), file.text, file.encoding, rows):
         yield raw.text, raw.html, "", {}
 
 

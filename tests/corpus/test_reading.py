@@ -93,6 +93,38 @@ def test_bad_lines_and_files_are_set_aside(tmp_path):
     assert read("nothing.txt", "plain") == [] and "FileNotFoundError" in faults[6]
 
 
+def test_records_that_cost_only_themselves(tmp_path, monkeypatch):
+    """A line too long to hold, one nested too deep, a column of numbers, a file of zstd that was cut off."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import zstandard
+
+    monkeypatch.setattr(readers, "LONGEST_LINE", 200_000)
+    good = '{"text": "good"}\n'
+    long = '{"text": "' + "x" * 500_000 + '"}\n'
+    (tmp_path / "a.jsonl").write_text(good + long + good + "[" * 100_000 + "\n" + good + long.strip())
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": pa.array(["one", None, "one"]).dictionary_encode()}), tmp_path / "c.parquet")
+    packed = b"".join(
+        zstandard.compress(line.encode()) for line in (good, good, '{"text": "%s"}' % os.urandom(400).hex())
+    )
+    (tmp_path / "d.jsonl.zst").write_bytes(packed)
+    (tmp_path / "e.jsonl.zst").write_bytes(packed[:-50])
+    faults: list[tuple[str, str]] = []
+
+    def read(name: str, kind: str) -> int:
+        file = InputFile("s", str(tmp_path / name), kind, 0)
+        return len(list(read_file(file, 10**6, lambda place, why: faults.append((name, why)))))
+
+    assert read("a.jsonl", "jsonl") == 3 and read("b.parquet", "parquet") == 0 and read("c.parquet", "parquet") == 2
+    assert read("d.jsonl.zst", "jsonl") == 3 and read("e.jsonl.zst", "jsonl") <= 2
+    assert [name for name, _ in faults] == ["a.jsonl"] * 3 + ["b.parquet", "e.jsonl.zst"]
+    for (_, why), word in zip(
+        faults, ["line 2 is longer", "line 4 is no JSON", "line 6 is longer", "int64", "runcated"], strict=True
+    ):
+        assert word in why
+
+
 def test_unreachable_places_are_counted_and_missing_folders_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     inputs = list_inputs(
@@ -101,6 +133,9 @@ def test_unreachable_places_are_counted_and_missing_folders_refused(tmp_path):
     assert [f.source for f in inputs.tasks[0]] == ["own"] and [b.source for b in inputs.bad] == ["web"]
     with pytest.raises(UserError, match="does not exist"):
         list_inputs(Recipe(source=[Source("own", str(tmp_path / "nothing"))]))
+    (tmp_path / "b.txt").symlink_to("nowhere")
+    inputs = list_inputs(Recipe(source=[Source("own", str(tmp_path))]))
+    assert len(inputs.tasks[0]) == 1 and [b.path for b in inputs.bad] == [str(tmp_path / "b.txt")]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no file of a known kind"):
         list_inputs(Recipe(source=[Source("own", str(tmp_path / "empty"))]))

@@ -93,9 +93,9 @@ def unpack(file: BinaryIO, name: str) -> Any:
     if name.lower().endswith(".gz"):
         return gzip.GzipFile(fileobj=file)
     if name.lower().endswith(".zst"):
-        import zstandard
+        import pyarrow as pa
 
-        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")  # says so when the file is cut off
     return file
 
 
@@ -121,7 +121,7 @@ def read_stream(
         yield Raw(decode(data, name), name, html=True)
     elif kind == "jsonl":
         for number, line in enumerate(_lines(stream, name, encoding), 1):
-            if line.strip():
+            if line is None or line.strip():
                 try:
                     text = _field(line, name, number, key)
                 except UserError as error:
@@ -232,7 +232,7 @@ def _documents(stream: BinaryIO, name: str, encoding: str) -> Iterator[str]:
         at = chunk.rfind("\n")
         line = line + len(chunk) if at < 0 else len(chunk) - at - 1
         if line > LONGEST_LINE:
-            raise _too_long(name, "break it into lines")
+            raise _too_long(f"A line of {name}", "break it into lines")
         while len(held) > LONGEST:
             at = max(held.rfind(mark, LONGEST // 2, LONGEST) for mark in ("\n", "。", ". ", " "))
             at = at + 1 if at > 0 else LONGEST
@@ -243,10 +243,11 @@ def _documents(stream: BinaryIO, name: str, encoding: str) -> Iterator[str]:
 
 
 def _too_long(name: str, what_to_do: str) -> UserError:
-    return UserError(f"{name} has a line of more than {LONGEST_LINE:,} characters; {what_to_do}.")
+    return UserError(f"{name} is longer than {LONGEST_LINE:,} characters; {what_to_do}.")
 
 
-def _lines(stream: BinaryIO, name: str, encoding: str) -> Iterator[str]:
+def _lines(stream: BinaryIO, name: str, encoding: str) -> Iterator[str | None]:
+    """None in place of a line that is too long to hold."""
     held: list[str] = []
     size = 0
     for chunk in _chunks(stream, name, encoding):
@@ -254,17 +255,19 @@ def _lines(stream: BinaryIO, name: str, encoding: str) -> Iterator[str]:
         held.append(first)
         size += len(first)
         if size > LONGEST_LINE:
-            raise _too_long(name, "one JSON record per line is needed")
+            held = []
         for line in rest:
-            yield "".join(held)
+            yield "".join(held) if size <= LONGEST_LINE else None
             held, size = [line], len(line)
-    yield "".join(held)
+    yield "".join(held) if size <= LONGEST_LINE else None
 
 
-def _field(line: str, name: str, number: int, wanted: str = "") -> str:
+def _field(line: str | None, name: str, number: int, wanted: str = "") -> str:
+    if line is None:
+        raise _too_long(f"{name}, line {number}", "one JSON record per line is needed")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}, line {number} is no JSON ({error}); each line must be one JSON object.") from error
     if isinstance(row, dict):
         for key in (wanted,) if wanted else TEXT_FIELDS:
@@ -277,6 +280,7 @@ def _field(line: str, name: str, number: int, wanted: str = "") -> str:
 
 
 def _parquet(stream: BinaryIO, name: str, key: str = "", rows: tuple[int, int] | None = None) -> Iterator[Raw]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(_seekable(stream))
@@ -284,6 +288,11 @@ def _parquet(stream: BinaryIO, name: str, key: str = "", rows: tuple[int, int] |
     column = next((c for c in wanted if c in file.schema_arrow.names), None)
     if column is None:
         raise UserError(f"{name} has no column {' or '.join(wanted)}.")
+    kind = file.schema_arrow.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"The column {column} of {name} holds {kind}, not text.")
     begin, end = rows or (0, file.metadata.num_rows)
     first = 0  # row of the group
     for group in range(file.num_row_groups):

@@ -103,7 +103,13 @@ def _files_of(source: Source, part: int) -> tuple[list[InputFile], list[Bad]]:
             if kind is None:
                 bad.append(Bad(source.name, name, f"unknown kind {PurePosixPath(name).suffix or '(none)'}"))
                 continue
-            size = fs.info(name).get("size") or 0
+            try:
+                size = fs.info(name).get("size") or 0
+            except OSError as error:  # a link that leads nowhere
+                if name == path:
+                    raise
+                bad.append(Bad(source.name, name, f"{type(error).__name__}: {_first_line(error)}"))
+                continue
             path = fs.unstrip_protocol(name) if not local else name
             rows += parts_of(InputFile(source.name, path, kind, size, source.text), part, fs)
         return rows, bad

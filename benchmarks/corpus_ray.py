@@ -25,7 +25,7 @@ from ray._private.services import get_node_ip_address
 
 from jielong.run import Run
 
-WORDS = "river hill town market school mill railway valley farmer wheat barley sheep meadow spring water bridge".split()
+WORDS = ["river", "hill", "town", "market", "school", "mill", "railway", "valley", "farmer", "wheat", "barley", "sheep"]
 SLOW = 600  # seconds that a build may take
 # nodes of one machine need no token to know each other by; niced workers starve beside other work
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}

@@ -106,7 +106,7 @@ def test_records_that_cost_only_themselves(tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": pa.array(["one", None, "one"]).dictionary_encode()}), tmp_path / "c.parquet")
     packed = b"".join(
-        zstandard.compress(line.encode()) for line in (good, good, '{"text": "%s"}' % os.urandom(400).hex())
+        zstandard.compress(line.encode()) for line in (good, good, json.dumps({"text": os.urandom(400).hex()}))
     )
     (tmp_path / "d.jsonl.zst").write_bytes(packed)
     (tmp_path / "e.jsonl.zst").write_bytes(packed[:-50])
@@ -141,14 +141,60 @@ def test_unreachable_places_are_counted_and_missing_folders_refused(tmp_path):
         list_inputs(Recipe(source=[Source("own", str(tmp_path / "empty"))]))
 
 
-def test_a_crawl_is_read_over_http(tmp_path):
-    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(record(b"<p>one</p>")) + gzip.compress(record(b"<p>two</p>")))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A server that sends the bytes that are asked for; Python's own always sends everything."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(200, {"Accept-Ranges": "bytes"}, self.data(), False)
+
+    def do_GET(self) -> None:
+        data, wanted = self.data(), self.headers.get("Range")
+        if not wanted:
+            return self.answer(200, {"Accept-Ranges": "bytes"}, data, True)
+        a, b = (int(n) for n in wanted.removeprefix("bytes=").split("-"))
+        part = data[a : b + 1]
+        return self.answer(206, {"Content-Range": f"bytes {a}-{a + len(part) - 1}/{len(data)}"}, part, True)
+
+    def data(self) -> bytes:
+        with open(self.translate_path(self.path), "rb") as f:
+            return f.read()
+
+    def answer(self, code: int, headers: dict[str, str], body: bytes, send: bool) -> None:
+        self.send_response(code)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if send:
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class Whole(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Ranges, Whole])
+def test_files_and_parts_are_read_over_http(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = random.Random(3)
+    texts = [f"<p>{n} {rng.randbytes(60_000).hex()}</p>" for n in range(50)]  # more than fsspec fetches at a time
+    (tmp_path / "a.warc.gz").write_bytes(b"".join(gzip.compress(record(t.encode()), 1) for t in texts))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "c.parquet", row_group_size=9, compression="none")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(kind, directory=str(tmp_path))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/a.warc.gz"
-        file = list_inputs(Recipe(source=[Source("web", url)])).tasks[0][0]
-        assert [d.text for d in read_file(file, 10**6, pytest.fail)] == ["<p>one</p>", "<p>two</p>"]  # type: ignore[arg-type]
+        for name in ("a.warc.gz", "b.jsonl", "c.parquet"):
+            url = f"http://127.0.0.1:{server.server_port}/{name}"
+            tasks = list_inputs(Recipe(source=[Source("web", url)], part=1_000_000)).tasks
+            assert len(tasks) > 2 if kind is Ranges else len(tasks) == 1
+            assert [d.text for (file,) in tasks for d in read_file(file, 10**6, pytest.fail)] == texts  # type: ignore[arg-type]
         server.shutdown()
 
 

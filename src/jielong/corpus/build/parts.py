@@ -43,7 +43,7 @@ def _extent(file: InputFile, fs: Any) -> tuple[int, str]:
     """What ranges of the file are counted in, bytes or rows, and its encoding; 0 where it cannot be cut."""
     name = PurePosixPath(file.path).name.lower()
     path = fs._strip_protocol(file.path)
-    if not fs.info(path).get("partial", True):  # a web server that always sends the whole
+    if only_forward(fs, path):
         return 0, ""
     if file.kind == "warc":
         return (file.bytes, "") if name.endswith(".gz") else (0, "")
@@ -58,6 +58,19 @@ def _extent(file: InputFile, fs: Any) -> tuple[int, str]:
             encoding = detect_encoding(stream.read(HEAD), name)
             return (0 if encoding.startswith("utf-16") else file.bytes), encoding
     return 0, ""
+
+
+def only_forward(fs: Any, path: str) -> bool:
+    """Whether the file comes from a web server that sends nothing but the whole of it; one byte is asked for."""
+    if "http" not in fs.protocol:
+        return False
+    try:
+        with fs.open(path, "rb", cache_type="none") as stream:
+            stream.seek(1)
+            stream.read(1)
+    except ValueError:
+        return True
+    return False
 
 
 class LineRange:

@@ -16,7 +16,7 @@ from datatrove.pipeline.writers import JsonlWriter
 
 from jielong.corpus.build.funnel import Tally
 from jielong.corpus.build.inputs import Bad, InputFile
-from jielong.corpus.build.parts import LineRange
+from jielong.corpus.build.parts import LineRange, only_forward
 from jielong.corpus.build.warc import Damaged, Inflate, page_text, pages
 from jielong.corpus.documents import record_id
 from jielong.corpus.licences import declared_licence, is_licence_file, licence_of
@@ -58,11 +58,9 @@ class Read(PipelineStep):
 
 def read_file(file: InputFile, largest: int, bad: Callable[[int, str], None]) -> Iterator[Document]:
     """Documents of one file; `bad(place, reason)` is told of everything that is none."""
-    import fsspec
-
     place = -1
     try:
-        with fsspec.open(file.path, "rb") as stream:
+        with _open(file.path) as stream:
             for place, (text, html, url, extra) in enumerate(_records(file, stream, largest, bad)):
                 size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
                 if size > largest:
@@ -74,6 +72,14 @@ def read_file(file: InputFile, largest: int, bad: Callable[[int, str], None]) ->
         bad(place + 1, str(error))
     except Exception as error:  # stores and unpackers each have their own errors; the next file may be sound
         bad(place + 1, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+
+
+def _open(path: str) -> Any:
+    from fsspec.core import url_to_fs
+
+    fs, plain = url_to_fs(path)
+    # by default fsspec asks for ranges of 5 MB
+    return fs.open(plain, "rb", block_size=0) if only_forward(fs, plain) else fs.open(plain, "rb")
 
 
 def _records(

@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=6)
     parser.add_argument("--documents", type=int, default=60)
+    parser.add_argument("--after", type=int, default=2, help="finished tasks before the node is killed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -162,7 +163,7 @@ def main() -> None:
                 process = build(recipe, work / "killed", "ray", address)
                 while process.poll() is None:
                     victim = None if killed else raylet(nodes[1])
-                    if victim and busy(victim) and len(done(work / "killed")) >= 2:
+                    if victim and busy(victim) and len(done(work / "killed")) >= args.after:
                         os.kill(victim, signal.SIGKILL)
                         killed = True
                         print(f"killed the second node's raylet after {len(done(work / 'killed'))} finished tasks")

@@ -19,6 +19,7 @@ from crawl import prose, record
 
 from jielong.corpus import readers
 from jielong.corpus.build import parts, warc
+from jielong.corpus.build.funnel import Tally
 from jielong.corpus.build.inputs import InputFile, list_inputs
 from jielong.corpus.build.parts import parts_of
 from jielong.corpus.build.read import folder_licence, read_file
@@ -137,8 +138,18 @@ def test_unreachable_places_are_counted_and_missing_folders_refused(tmp_path):
     inputs = list_inputs(Recipe(source=[Source("own", str(tmp_path))]))
     assert len(inputs.tasks[0]) == 1 and [b.path for b in inputs.bad] == [str(tmp_path / "b.txt")]
     (tmp_path / "empty").mkdir()
+    inputs = list_inputs(Recipe(source=[Source("own", str(tmp_path)), Source("none", str(tmp_path / "*.none"))]))
+    assert [b.source for b in inputs.bad] == ["own", "none"] and "there is no file" in inputs.bad[1].reason
     with pytest.raises(UserError, match="no file of a known kind"):
         list_inputs(Recipe(source=[Source("own", str(tmp_path / "empty"))]))
+
+
+def test_faults_of_one_kind_count_together():
+    tally = Tally("read")
+    for n, path in enumerate(["s3://bucket/in/", "/data/in", "/data/a.jsonl"]):
+        tally.unreadable("s", path, f"EndpointError: {path} gives nothing, line {n}")
+        tally.unreadable("s", path, f"{path.strip('/').rpartition('/')[2]}, line {n} is no JSON (at {n})")
+    assert tally.dropped == {"EndpointError: a file gives nothing, line N": 3, "line N is no JSON": 3}
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):

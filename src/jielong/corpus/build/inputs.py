@@ -95,7 +95,7 @@ def _files_of(source: Source, part: int) -> tuple[list[InputFile], list[Bad]]:
             if local:
                 fs.info(path)  # raises where there is none
         rows = []
-        bad = []
+        bad = [] if names else [Bad(source.name, source.path, "there is no file")]
         for name in names:
             kind = source.kind if source.kind != "auto" else input_kind(name)
             if kind == "code" and PurePosixPath(name).suffix.lower() not in CODE_SUFFIXES:

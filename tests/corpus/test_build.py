@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ from crawl import WORDS, html, prose, record
 from jielong.cli import main
 from jielong.config import CorpusBuildConfig
 from jielong.corpus import build
-from jielong.corpus.build import near, repeats
+from jielong.corpus.build import collect, near, repeats
 from jielong.corpus.build.funnel import measure
 from jielong.corpus.build.mix import picked, shares
 from jielong.corpus.build.recipe import Recipe, Source, load_recipe, same_corpus
@@ -106,11 +107,23 @@ def test_shares():
 
 
 def test_picked():
-    documents = [(f"d{n}", 10.0) for n in range(20)]
-    once = picked(documents, 100, 1)
-    assert len(once) == 10 and {c for _, c in once} == {1} and once != picked(documents, 100, 2)[:10]
-    assert sum(c for _, c in picked(documents, 450, 1)) == 45 and {c for _, c in picked(documents, 450, 1)} == {2, 3}
-    assert picked(documents, 400, 1) == [(n, 2) for n, _ in picked(documents, 400, 1)] and picked(documents, 0, 1) == []
+    ids, sizes = np.arange(20, dtype=np.uint64), np.full(20, 10.0)
+
+    def copies(tokens: float, seed: int = 1) -> list[int]:
+        return picked(ids, sizes, tokens, seed).tolist()
+
+    assert sorted(copies(100)) == [0] * 10 + [1] * 10 and copies(100) != copies(100, 2)
+    assert sum(copies(450)) == 45 and set(copies(450)) == {2, 3} and copies(400) == [2] * 20 and copies(0) == [0] * 20
+    rng = np.random.default_rng(1)
+    sizes = rng.uniform(1, 9, 20)
+    for tokens in (3.0, 40.0, 77.0, 150.0, 301.0):  # the plain rule, one document after the other
+        left, expected = tokens, [0] * 20
+        whole = int(tokens // sizes.sum())
+        left -= whole * float(np.cumsum(sizes)[-1])
+        for n in sorted(range(20), key=lambda n: hashlib.sha256(f"mix/1/{n:016x}".encode()).digest()):
+            expected[n] = whole + (left >= sizes[n] / 2)
+            left -= sizes[n] if left >= sizes[n] / 2 else 0
+        assert copies(tokens) == expected
 
 
 @pytest.mark.parametrize(
@@ -245,6 +258,19 @@ def test_tokenizer_reads_it(built):
     assert main(["corpus", "build", str(built.parent / "recipe.toml"), "--run", str(built)]) == 2  # it exists
 
 
+def test_tasks_and_parts_change_nothing(raw, built):
+    (raw / "parts.toml").write_text(RECIPE.replace("tasks = 4", "tasks = 9\npart = 1500"))
+    assert (
+        main(["corpus", "build", str(raw / "parts.toml"), "--workers", "1", "--run", str(raw / "parts"), "--keep"]) == 0
+    )
+    plan = json.loads((raw / "parts" / ".corpus.work" / "plan.json").read_text())
+    cut = [f for task in plan["inputs"]["tasks"] for f in task if f["begin"]]
+    assert len(plan["inputs"]["tasks"]) == 9 and {f["source"] for f in cut} == {"crawl", "own"}
+    found, expected = files(raw / "parts"), files(built)
+    places = "quarantine.jsonl"  # counts from the part's beginning
+    assert found.pop(places) != expected.pop(places) and found == expected
+
+
 def test_a_killed_worker_changes_nothing(raw, built):
     """One worker is killed; the command itself replaces it and ends with the same bytes."""
     command = [
@@ -335,3 +361,61 @@ def test_weights_and_epochs(raw, tmp_path):
     for d in documents:
         tokens[d.source] += measure(d.text)[3]
     assert 1.6 < tokens["own"] / tokens["crawl"] < 2.4
+
+
+MEMORY = """
+import sys
+from jielong.config import CorpusBuildConfig
+from jielong.corpus import documents
+from jielong.corpus.build import collect
+from jielong.corpus.build.recipe import Recipe, Source
+from jielong.run import peak_memory, reset_peak_memory
+folder, run, held = sys.argv[1], sys.argv[2], int(sys.argv[3])
+collect.HELD = documents.GROUP = held
+step = collect.Collect(folder, CorpusBuildConfig(folder, run=run), Recipe([Source("own", "")], heldout=0.1), 3, [], [])
+from pyarrow import parquet  # what is loaded only in use
+reset_peak_memory()
+before = peak_memory()
+list(step.run())
+print(peak_memory() - before)
+"""
+
+
+def test_the_last_step_needs_no_memory_for_the_corpus(tmp_path):
+    """72 MB of text by way of parts and row groups of 1 MB; held at once they would need five times as much."""
+    from datatrove.data import Document
+
+    from jielong.corpus.build.read import Store
+
+    rng = random.Random(9)
+    expected = []
+    for rank in range(3):
+        with Store(str(tmp_path / "clean")) as store:
+            for _ in range(600):
+                made = Document(rng.randbytes(20_000).hex(), f"{rng.getrandbits(64):016x}")
+                made.metadata = {"source": "own", "lang": "en"}
+                store.write(made, rank=rank)
+                expected.append((made.id, hash(made.text)))
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(tmp_path / "run"), str(10**6)]
+    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # its own keeps what was freed
+    used = int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    corpus = Run(tmp_path / "run").need("corpus")
+    train, held = (read_documents(corpus.file(f"{name}.parquet")) for name in ("train", "heldout"))
+    assert [d.id for d in train] == sorted(d.id for d in train) and 100 < len(held) < 300
+    assert sorted((d.id, hash(d.text)) for d in train + held) == sorted(expected)
+    assert used < 120e6, used
+
+
+def test_documents_by_id_over_several_levels_of_parts(tmp_path, monkeypatch):
+    from datatrove.data import Document
+
+    monkeypatch.setattr(collect, "BITS", 1)
+    monkeypatch.setattr(collect, "WAYS", 2)
+    monkeypatch.setattr(collect, "HELD", 40)
+    ids = [f"{random.Random(n).getrandbits(64):016x}" for n in range(60)] + ["0" * 16, "0" * 15 + "1", "f" * 16] * 2
+    documents = [Document(f"text {n} 中文", i, metadata={"lang": "en"}) for n, i in enumerate(ids)]
+    for held in (40, 10**6):
+        monkeypatch.setattr(collect, "HELD", held)
+        found = [(d.id, d.text) for d in collect.by_id(lambda: iter(documents), 700, str(tmp_path / "parts"))]
+        assert found == sorted(((d.id, d.text) for d in documents), key=lambda row: row[0])
+        assert not list(tmp_path.rglob("*.zst"))

@@ -69,7 +69,7 @@ def test_an_endless_line_is_refused(tmp_path, monkeypatch):
     for name in ("a.txt", "a.jsonl"):
         path = tmp_path / name
         path.write_text("word " * 900_000)
-        with pytest.raises(UserError, match=rf"{name} has a line of more than 2,000,000"):
+        with pytest.raises(UserError, match=rf"{name}.* is longer than 2,000,000"):
             list(read_paths((path,), Counter()))
     path = tmp_path / "b.txt"
     path.write_text(("word " * 100 + "\n") * 9000)

@@ -240,7 +240,7 @@ def test_an_error_on_one_process_ends_the_job_with_one_sentence(run):
     assert not (run / "base").exists()
 
 
-def test_what_work_is_continued(tmp_path):
+def test_what_work_is_continued(tmp_path, capsys):
     """Any number of processes goes on; one alone only with as many threads as before, if it was alone before."""
     made = tmp_path / "work" / "index.npz"
     for threads, continued in ((None, False), (2, True), (None, True), (4, True), (4, True), (2, False)):
@@ -248,7 +248,14 @@ def test_what_work_is_continued(tmp_path):
         assert made.exists() == continued
         made.touch()
     begin(tmp_path / "work", {"steps": 4}, None)
-    assert not made.exists()
+    assert not made.exists() and not capsys.readouterr().out
+    (tmp_path / "work" / "checkpoints").mkdir()
+    made.touch()
+    begin(tmp_path / "work", {"steps": 4, "parents": {"corpus": "a", "tokenizer": "b"}}, None)
+    assert not made.exists() and "(other parents)" in capsys.readouterr().out
+    (tmp_path / "work" / "checkpoints").mkdir()
+    begin(tmp_path / "work", {"steps": 4, "parents": {"corpus": "a", "tokenizer": "c"}}, None)
+    assert "(other tokenizer)" in capsys.readouterr().out
 
 
 def test_a_second_start_shares_nothing_with_the_first():

@@ -8,7 +8,7 @@ from functools import lru_cache
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 KANA_HANGUL = re.compile(r"[\u3041-\u30ff\uac00-\ud7af]")
 LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]+")
-CANTONESE = re.compile(r"[嘅咗喺嗰哋冇啲嚟唔佢]")
+CANTONESE = re.compile(r"[嘅咗喺嗰哋冇啲嚟唔佢咁嘢乜啱攞瞓諗㗎噉嘞]")
 ENGLISH = frozenset(
     [
         "the",

@@ -21,6 +21,7 @@ TEXT_FIELDS = ("text", "content", "body")
 LONGEST = 500_000  # characters of one document; a longer text is cut at a line, sentence or word
 LONGEST_LINE = 16_000_000  # characters; a text without a line break for longer is no text that a person wrote
 HEAD = 1 << 16  # bytes that decide the encoding
+ROWS = 4096  # of parquet, at one time
 
 
 @dataclass(slots=True)
@@ -92,28 +93,35 @@ def unpack(file: BinaryIO, name: str) -> Any:
     if name.lower().endswith(".gz"):
         return gzip.GzipFile(fileobj=file)
     if name.lower().endswith(".zst"):
-        import zstandard
+        import pyarrow as pa
 
-        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        return pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")  # says so when the file is cut off
     return file
 
 
 def read_stream(
-    stream: BinaryIO, name: str, kind: str, bad: Callable[[str], None] | None = None, key: str = ""
+    stream: BinaryIO,
+    name: str,
+    kind: str,
+    bad: Callable[[str], None] | None = None,
+    key: str = "",
+    encoding: str = "",
+    rows: tuple[int, int] | None = None,
 ) -> Iterator[Raw]:
     """Documents of one unpacked file of a kind (plain, html, jsonl, parquet).
 
     `bad` is told about each line that is no record, and reading goes on; without it UserError is raised. `key` names
-    the field or column of the text; by default text, content or body.
+    the field or column of the text; by default text, content or body. `encoding`: of plain text and jsonl, where the
+    stream is not the file's beginning. `rows` [begin, end): those of parquet that are read.
     """
     if kind == "parquet":
-        yield from _parquet(stream, name, key)
+        yield from _parquet(stream, name, key, rows)
     elif kind == "html":
         data = stream.read(2 * LONGEST_LINE)
         yield Raw(decode(data, name), name, html=True)
     elif kind == "jsonl":
-        for number, line in enumerate(_lines(stream, name), 1):
-            if line.strip():
+        for number, line in enumerate(_lines(stream, name, encoding), 1):
+            if line is None or line.strip():
                 try:
                     text = _field(line, name, number, key)
                 except UserError as error:
@@ -123,7 +131,7 @@ def read_stream(
                     continue
                 yield Raw(text, name)
     else:
-        yield from (Raw(text, name) for text in _documents(stream, name) if text.strip())
+        yield from (Raw(text, name) for text in _documents(stream, name, encoding) if text.strip())
 
 
 def detect_encoding(head: bytes, name: str) -> str:
@@ -200,31 +208,31 @@ def decode(data: bytes, name: str) -> str:
     return data.decode(encoding, errors="replace")
 
 
-def _chunks(stream: BinaryIO, name: str) -> Iterator[str]:
+def _chunks(stream: BinaryIO, name: str, encoding: str) -> Iterator[str]:
     """Decoded blocks; only a bounded part of the file is in memory."""
     head = stream.read(HEAD)
     if not head:
         return
-    decoder = codecs.getincrementaldecoder(detect_encoding(head, name))(errors="replace")
+    decoder = codecs.getincrementaldecoder(encoding or detect_encoding(head, name))(errors="replace")
     yield decoder.decode(head)
     while block := stream.read(1 << 20):
         yield decoder.decode(block)
     yield decoder.decode(b"", final=True)
 
 
-def _documents(stream: BinaryIO, name: str) -> Iterator[str]:
+def _documents(stream: BinaryIO, name: str, encoding: str) -> Iterator[str]:
     """A plain file is one document; one longer than LONGEST is cut, so that a large file is never held whole.
 
     Raises UserError at a line of more than LONGEST_LINE characters, before it fills the memory.
     """
     held = ""
     line = 0  # characters since the last line break
-    for chunk in _chunks(stream, name):
+    for chunk in _chunks(stream, name, encoding):
         held += chunk
         at = chunk.rfind("\n")
         line = line + len(chunk) if at < 0 else len(chunk) - at - 1
         if line > LONGEST_LINE:
-            raise _too_long(name, "break it into lines")
+            raise _too_long(f"A line of {name}", "break it into lines")
         while len(held) > LONGEST:
             at = max(held.rfind(mark, LONGEST // 2, LONGEST) for mark in ("\n", "。", ". ", " "))
             at = at + 1 if at > 0 else LONGEST
@@ -235,28 +243,31 @@ def _documents(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def _too_long(name: str, what_to_do: str) -> UserError:
-    return UserError(f"{name} has a line of more than {LONGEST_LINE:,} characters; {what_to_do}.")
+    return UserError(f"{name} is longer than {LONGEST_LINE:,} characters; {what_to_do}.")
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
+def _lines(stream: BinaryIO, name: str, encoding: str) -> Iterator[str | None]:
+    """None in place of a line that is too long to hold."""
     held: list[str] = []
     size = 0
-    for chunk in _chunks(stream, name):
+    for chunk in _chunks(stream, name, encoding):
         first, *rest = chunk.split("\n")
         held.append(first)
         size += len(first)
         if size > LONGEST_LINE:
-            raise _too_long(name, "one JSON record per line is needed")
+            held = []
         for line in rest:
-            yield "".join(held)
+            yield "".join(held) if size <= LONGEST_LINE else None
             held, size = [line], len(line)
-    yield "".join(held)
+    yield "".join(held) if size <= LONGEST_LINE else None
 
 
-def _field(line: str, name: str, number: int, wanted: str = "") -> str:
+def _field(line: str | None, name: str, number: int, wanted: str = "") -> str:
+    if line is None:
+        raise _too_long(f"{name}, line {number}", "one JSON record per line is needed")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}, line {number} is no JSON ({error}); each line must be one JSON object.") from error
     if isinstance(row, dict):
         for key in (wanted,) if wanted else TEXT_FIELDS:
@@ -268,15 +279,39 @@ def _field(line: str, name: str, number: int, wanted: str = "") -> str:
     raise UserError(f"{name}, line {number} has no {fields}.")
 
 
-def _parquet(stream: BinaryIO, name: str, key: str = "") -> Iterator[Raw]:
+def _parquet(stream: BinaryIO, name: str, key: str = "", rows: tuple[int, int] | None = None) -> Iterator[Raw]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(io.BytesIO(stream.read()))
+    file = pq.ParquetFile(_seekable(stream))
     wanted = (key,) if key else TEXT_FIELDS
     column = next((c for c in wanted if c in file.schema_arrow.names), None)
     if column is None:
         raise UserError(f"{name} has no column {' or '.join(wanted)}.")
-    for batch in file.iter_batches(columns=[column]):
-        for text in batch.column(0).to_pylist():
-            if isinstance(text, str) and text.strip():
-                yield Raw(text, name)
+    kind = file.schema_arrow.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"The column {column} of {name} holds {kind}, not text.")
+    begin, end = rows or (0, file.metadata.num_rows)
+    first = 0  # row of the group
+    for group in range(file.num_row_groups):
+        behind = first + file.metadata.row_group(group).num_rows
+        if first < end and behind > begin:
+            at = first
+            for batch in file.iter_batches(ROWS, [group], [column]):
+                for text in batch.column(0).slice(max(0, begin - at), max(0, end - max(at, begin))).to_pylist():
+                    if isinstance(text, str) and text.strip():
+                        yield Raw(text, name)
+                at += len(batch)
+        first = behind
+
+
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    """The stream, or its content in memory where it is packed or comes over a line that only goes forward."""
+    try:
+        stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+    except Exception:  # each kind of stream has its own
+        return io.BytesIO(stream.read())
+    return stream

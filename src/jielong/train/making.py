@@ -21,6 +21,9 @@ def begin(work: Path, making: dict[str, Any], threads: int | None) -> None:
         before = {}
     same = before.get("making") == making
     if not same or (threads is not None and before["threads"] not in (threads, None)):
+        if (work / "checkpoints").exists():
+            other = ", ".join(_differences(before.get("making", {}), making)) or "threads"
+            print(f"{work} held the checkpoints of another training (other {other}); this one starts anew.")
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(stamp, json.dumps({"making": making, "threads": threads}))
@@ -32,3 +35,15 @@ def content(config: Any) -> Any:
     for name in ("checkpoint_seconds", "threads", "device", "parallel"):
         found.pop(name, None)
     return json.loads(json.dumps(found, default=str))
+
+
+def _differences(before: dict[str, Any], making: dict[str, Any]) -> list[str]:
+    """Names of the settings, parents and other parts of a making that differ."""
+    found = []
+    for name, value in making.items():
+        old = before.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            found += [key for key in value if value[key] != old.get(key)]
+        elif value != old:
+            found.append(name)
+    return found

@@ -62,8 +62,8 @@ class Tally:
     def unreadable(self, source: str, path: str, reason: str) -> None:
         """A file or record that could not be read; faults that differ in names and numbers alone count as one."""
         self.rows[f"{source}/"]["in"][0] += 1
-        name = path.rpartition("/")[2]
-        kind = reason.replace(path, "a file").replace(name + ", ", "").replace(name, "a file")
+        name = rf"(?<!\w){re.escape(path.rstrip('/').rpartition('/')[2])}(?!\w)"
+        kind = re.sub(name, "a file", re.sub(f"{name}, ", "", reason.replace(path, "a file")))
         self.dropped[re.sub(r"\d[\d,.]*", "N", kind.split(" (")[0])[:60]] += 1
 
     def _example(self, reason: str, key: str, text: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from jielong.corpus.build.parts import parts_of
 from jielong.corpus.build.recipe import Recipe, Source
 from jielong.corpus.licences import CODE_SUFFIXES
 from jielong.corpus.readers import kind_of
@@ -26,6 +26,12 @@ class InputFile:
     bytes: int
     text: str = ""
     """Field or column with the text; empty = the usual names."""
+    begin: int = 0
+    """Of a part of a file: the first of its bytes, or rows of parquet."""
+    end: int | None = None
+    """The one behind its last; None = the whole file."""
+    encoding: str = ""
+    """Of a part of a text; that of the whole file."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,9 @@ class Bad:
     path: str
     reason: str
     place: int = 0
-    """Number of the record in its file."""
+    """Number of the record in its file, or part of a file."""
+    begin: int = 0
+    """Where that part begins: byte, or row of parquet."""
 
 
 @dataclass
@@ -62,7 +70,7 @@ def list_inputs(recipe: Recipe) -> Inputs:
     files: list[InputFile] = []
     bad: list[Bad] = []
     for source in recipe.source:
-        found, problems = _files_of(source)
+        found, problems = _files_of(source, recipe.part)
         files += found
         bad += problems
     if not files:
@@ -71,7 +79,7 @@ def list_inputs(recipe: Recipe) -> Inputs:
     return Inputs(_shared_out(files, recipe.tasks or min(len(files), MOST_TASKS)), bad)
 
 
-def _files_of(source: Source) -> tuple[list[InputFile], list[Bad]]:
+def _files_of(source: Source, part: int) -> tuple[list[InputFile], list[Bad]]:
     import fsspec
     from fsspec.core import url_to_fs
 
@@ -87,7 +95,7 @@ def _files_of(source: Source) -> tuple[list[InputFile], list[Bad]]:
             if local:
                 fs.info(path)  # raises where there is none
         rows = []
-        bad = []
+        bad = [] if names else [Bad(source.name, source.path, "there is no file")]
         for name in names:
             kind = source.kind if source.kind != "auto" else input_kind(name)
             if kind == "code" and PurePosixPath(name).suffix.lower() not in CODE_SUFFIXES:
@@ -95,10 +103,15 @@ def _files_of(source: Source) -> tuple[list[InputFile], list[Bad]]:
             if kind is None:
                 bad.append(Bad(source.name, name, f"unknown kind {PurePosixPath(name).suffix or '(none)'}"))
                 continue
-            size = fs.info(name).get("size") or 0
-            rows.append(
-                InputFile(source.name, fs.unstrip_protocol(name) if not local else name, kind, size, source.text)
-            )
+            try:
+                size = fs.info(name).get("size") or 0
+            except OSError as error:  # a link that leads nowhere
+                if name == path:
+                    raise
+                bad.append(Bad(source.name, name, f"{type(error).__name__}: {_first_line(error)}"))
+                continue
+            path = fs.unstrip_protocol(name) if not local else name
+            rows += parts_of(InputFile(source.name, path, kind, size, source.text), part, fs)
         return rows, bad
     except ImportError as error:
         raise UserError(f"{source.path} needs another package: {str(error).splitlines()[0]}.") from error
@@ -125,12 +138,14 @@ def input_kind(name: str) -> str | None:
 
 
 def _shared_out(files: list[InputFile], tasks: int) -> list[list[InputFile]]:
-    """The largest file goes to the task with the fewest bytes; within a task the files keep their order."""
-    order = {f: n for n, f in enumerate(files)}
-    room = [(0, n) for n in range(tasks)]
+    """About as many bytes to each task. The files of the tasks, one after the other, keep their order, so that the number
+    of tasks changes nothing: of equal documents the first one stays."""
+    if tasks >= len(files):
+        return [[f] for f in files]
     shares: list[list[InputFile]] = [[] for _ in range(tasks)]
-    for f in sorted(files, key=lambda f: (-f.bytes, order[f])):
-        used, n = heapq.heappop(room)
-        shares[n].append(f)
-        heapq.heappush(room, (used + f.bytes + 1, n))
-    return [sorted(share, key=lambda f: order[f]) for share in shares]
+    total = sum(f.bytes + 1 for f in files)
+    before = 0
+    for f in files:
+        shares[(2 * before + f.bytes + 1) * tasks // (2 * total)].append(f)  # where the middle of the file lies
+        before += f.bytes + 1
+    return [share for share in shares if share]

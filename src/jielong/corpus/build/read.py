@@ -16,6 +16,7 @@ from datatrove.pipeline.writers import JsonlWriter
 
 from jielong.corpus.build.funnel import Tally
 from jielong.corpus.build.inputs import Bad, InputFile
+from jielong.corpus.build.parts import LineRange, only_forward
 from jielong.corpus.build.warc import Damaged, Inflate, page_text, pages
 from jielong.corpus.documents import record_id
 from jielong.corpus.licences import declared_licence, is_licence_file, licence_of
@@ -44,7 +45,7 @@ class Read(PipelineStep):
             for file in self.shares[rank]:
 
                 def bad(place: int, reason: str, file: InputFile = file) -> None:
-                    row = Bad(file.source, file.path, reason, place)
+                    row = Bad(file.source, file.path, reason, place, file.begin)
                     quarantine.write(json.dumps(row.__dict__, ensure_ascii=False) + "\n")
                     tally.unreadable(file.source, file.path, reason)
 
@@ -57,11 +58,9 @@ class Read(PipelineStep):
 
 def read_file(file: InputFile, largest: int, bad: Callable[[int, str], None]) -> Iterator[Document]:
     """Documents of one file; `bad(place, reason)` is told of everything that is none."""
-    import fsspec
-
     place = -1
     try:
-        with fsspec.open(file.path, "rb") as stream:
+        with _open(file.path) as stream:
             for place, (text, html, url, extra) in enumerate(_records(file, stream, largest, bad)):
                 size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
                 if size > largest:
@@ -75,6 +74,14 @@ def read_file(file: InputFile, largest: int, bad: Callable[[int, str], None]) ->
         bad(place + 1, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
 
 
+def _open(path: str) -> Any:
+    from fsspec.core import url_to_fs
+
+    fs, plain = url_to_fs(path)
+    # by default fsspec asks for ranges of 5 MB
+    return fs.open(plain, "rb", block_size=0) if only_forward(fs, plain) else fs.open(plain, "rb")
+
+
 def _records(
     file: InputFile, stream: Any, largest: int, bad: Callable[[int, str], None]
 ) -> Iterator[tuple[str, bool, str, dict[str, str]]]:
@@ -83,11 +90,14 @@ def _records(
     packed = name.lower().endswith(".gz")
     if file.kind == "warc":
         raw = stream if packed else unpack(stream, name)
-        for page in pages(raw, packed, largest, bad):
+        for page in pages(raw, packed, largest, bad, file.begin, file.end):
             yield page.text, page.html, page.url, {}
         return
     # what can be unpacked of a truncated file is read
     unpacked: Any = _UntilDamage(Inflate(stream, whole=False), bad) if packed else unpack(stream, name)
+    part = None if file.end is None else (file.begin, file.end)
+    if part and file.kind != "parquet":
+        unpacked = LineRange(stream, *part)
     if file.kind in ("html", "code"):
         data = unpacked.read(largest + 1)
         if len(data) > largest:
@@ -98,7 +108,8 @@ def _records(
             code = data.decode("utf-8")
             yield code, False, "", {"licence": declared_licence(code) or folder_licence(file.path), "code": "yes"}
         return
-    for raw in read_stream(unpacked, name, file.kind, lambda reason: bad(-1, reason), file.text):
+    rows = part if file.kind == "parquet" else None
+    for raw in read_stream(unpacked, name, file.kind, lambda why: bad(-1, why), file.text, file.encoding, rows):
         yield raw.text, raw.html, "", {}
 
 

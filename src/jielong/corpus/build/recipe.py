@@ -108,8 +108,10 @@ class Recipe:
     """Bytes of the largest record; larger ones are set aside."""
     deepest: int = 250
     """Levels of nested tags of the deepest page; parsers give up behind about 250, and nobody writes them."""
+    part: int = 128_000_000
+    """Bytes; a larger file is read in parts of about this size, where its form allows it."""
     tasks: int = 0
-    """Parts that the files are shared out to; 0 = one per file, at most 256. Workers take them one by one."""
+    """Tasks that files and parts are shared out to; 0 = one for each, at most 256. Workers take them one by one."""
     seed: int = 1
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -187,6 +189,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise UserError(f"{path}: give every source a weight, or none.")
     if recipe.rules not in ("web", "light", "none"):
         raise UserError(f"{path}: rules must be web, light or none.")
+    if recipe.part < 1:
+        raise UserError(f"{path}: part must be at least 1 byte.")
     if not 0 <= recipe.heldout < 1:
         raise UserError(f"{path}: heldout must be at least 0 and below 1.")
 

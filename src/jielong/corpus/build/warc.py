@@ -22,6 +22,7 @@ START = b"WARC/1."
 LONGEST_HELD = 1 << 25  # unpacked bytes of an unfinished member; a file that is one member is handed out as it comes
 LONGEST_HEADER = 1 << 16
 LONGEST_MEMBER = 1 << 22  # packed bytes that are kept to look for what was missed
+PEEK = 1 << 12  # packed bytes that show how a member begins
 CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([A-Za-z0-9_\-]{2,20})", re.I)
 
 
@@ -33,12 +34,18 @@ class Inflate:
     """gzip members, one after another. `read` raises Damaged once for every damaged place.
 
     `whole`: a member is handed out when it is finished and sound, for files of one record per member; otherwise what was
-    unpacked of a damaged one comes before the error.
+    unpacked of a damaged one comes before the error. `begin` and `end`: only what lies between the first member that
+    begins at or behind byte `begin` with a WARC record, and the next such one at or behind `end`.
     """
 
-    def __init__(self, raw: Any, whole: bool = True):
+    def __init__(self, raw: Any, whole: bool = True, begin: int = 0, end: int | None = None):
         self.raw = raw
         self.whole = whole
+        self.end = end
+        self.seeking = begin > 0  # the first member
+        self.taken = begin  # bytes of the file before what `raw` gives next; `packed` are the last of them
+        if begin:
+            raw.seek(begin)
         self.packed = b""
         self.ready = bytearray()
         self.sound = 0  # bytes of `ready` that belong to finished members
@@ -61,6 +68,11 @@ class Inflate:
         self.sound = max(0, self.sound - size)
         return data
 
+    def _take(self) -> bytes:
+        block = self.raw.read(BLOCK)
+        self.taken += len(block)
+        return block
+
     def _sure(self) -> int:
         """Bytes that may be handed out: those of finished members, whose checksums were right, unless one is enormous."""
         return self.sound if self.whole and len(self.ready) < LONGEST_HELD else len(self.ready)
@@ -74,7 +86,7 @@ class Inflate:
     def _more(self) -> bool:
         """Unpack another block; False at the end."""
         if not self.packed:
-            self.packed = self.raw.read(BLOCK)
+            self.packed = self._take()
             if not self.packed:
                 if self.member is None:
                     return False
@@ -102,15 +114,16 @@ class Inflate:
 
     def _next_member(self) -> bool:
         """Move to the start of a member; False where more must be read first, or nothing is left."""
-        if not self.lost:
+        search = self.lost or self.seeking
+        if not search:
             self.packed = self.packed.lstrip(b"\0")  # padding
         if len(self.packed) < len(GZIP):
-            more = self.raw.read(BLOCK)
+            more = self._take()
             self.packed = self.packed + more if more else b""
             self.lost = self.lost and bool(more)
             return False
         at = self.packed.find(GZIP)
-        if at != 0 and not self.lost:  # something else stands between the members
+        if at != 0 and not search:  # something else stands between the members
             self.lost = True
             self._fail("bytes that are no gzip member")
             return False
@@ -118,8 +131,33 @@ class Inflate:
             self.packed = self.packed[-2:]  # the next block may complete it
             return False
         self.packed, self.begun = self.packed[at:], b""
+        behind = self.end is not None and self.taken - len(self.packed) >= self.end
+        if self.seeking and behind:
+            return self._stop()
+        if self.seeking or behind:
+            record = self._record()
+            if behind and record:
+                return self._stop()
+            if self.seeking and not record:
+                self.packed = self.packed[1:]
+                return False
+        self.seeking = False
         self.member, self.lost = zlib.decompressobj(31), False
         return True
+
+    def _record(self) -> bool:
+        """Whether the member that begins here begins with a WARC record."""
+        while len(self.packed) < PEEK and (more := self._take()):
+            self.packed += more
+        try:
+            return zlib.decompressobj(31).decompress(self.packed[:PEEK], len(START)) == START
+        except zlib.error:
+            return False
+
+    def _stop(self) -> bool:
+        """The rest of the file belongs to other parts."""
+        self.raw, self.packed, self.lost = io.BytesIO(), b"", False
+        return False
 
 
 class _Plain:
@@ -150,12 +188,15 @@ class Page:
     """Number of the record in its file."""
 
 
-def pages(raw: Any, packed: bool, largest: int, bad: Callable[[int, str], None]) -> Iterator[Page]:
+def pages(
+    raw: Any, packed: bool, largest: int, bad: Callable[[int, str], None], begin: int = 0, end: int | None = None
+) -> Iterator[Page]:
     """Pages (response and conversion records) of an open WARC file; `bad(place, reason)` is told of the others' faults.
 
-    `packed`: gzip. `largest`: bytes; a larger record is passed over without holding it.
+    `packed`: gzip; then only the members that begin in the bytes [begin, end). `largest`: bytes; a larger record is
+    passed over without holding it.
     """
-    stream = Inflate(raw) if packed else _Plain(raw)
+    stream = Inflate(raw, True, begin, end) if packed else _Plain(raw)
     held = b""
     place = -1
     while True:

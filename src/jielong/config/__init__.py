@@ -4,6 +4,7 @@ These modules import nothing heavy, so that the command line answers at once.
 """
 
 from jielong.config.corpus import ClassifierConfig, CorpusBuildConfig
+from jielong.config.detect import DetectConfig, LedgerConfig, ReferenceConfig, WatermarkConfig
 from jielong.config.feedback import (
     DirectConfig,
     FeedbackConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ClassifierConfig",
     "CorpusBuildConfig",
     "CorpusConfig",
+    "DetectConfig",
     "DirectConfig",
     "EvaluateConfig",
     "ExportConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "ImportConfig",
     "ImproveConfig",
     "KeyConfig",
+    "LedgerConfig",
     "ModelConfig",
     "OptimConfig",
     "PPOConfig",
@@ -59,6 +62,7 @@ __all__ = [
     "PlanConfig",
     "PretrainConfig",
     "RaiseConfig",
+    "ReferenceConfig",
     "ReportConfig",
     "RewardConfig",
     "RollbackConfig",
@@ -66,6 +70,7 @@ __all__ = [
     "ServeConfig",
     "ThumbsConfig",
     "TokenizerConfig",
+    "WatermarkConfig",
     "adam",
     "filled",
 ]

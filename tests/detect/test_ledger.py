@@ -46,7 +46,12 @@ def write(request):
 
 
 def look(ledger, text, humans):
-    return ledger.examine(normalise(text), [shingles(h).hashes for h in humans], "people@x")
+    """humans: shingles."""
+    return ledger.examine(normalise(text), humans, "people@x")
+
+
+def cut(texts):
+    return [shingles(t).hashes for t in texts]
 
 
 def test_whole_edited_and_half_copied_texts_are_found_and_no_human_one(tmp_path, rng, write):
@@ -54,20 +59,18 @@ def test_whole_edited_and_half_copied_texts_are_found_and_no_human_one(tmp_path,
     answers = [write(rng) for _ in range(40)]
     for n, answer in enumerate(answers):
         assert ledger.add(f"a-{n}", answer, "sft", "ann")
-    people = [write(rng) for _ in range(400)]
-    half = len(people) // 2
-    humans, others = people[:half], people[half:]
+    humans, others = cut(write(rng) for _ in range(120)), [write(rng) for _ in range(80)]
     whole = look(ledger, answers[7].upper().replace(".", " !"), humans)
     assert whole.p is not None and whole.p < 1e-15 and whole.null == "exact" and whole.score == 1.0
-    found = [look(ledger, edited(rng, a), humans) for a in answers[:20]]
+    found = [look(ledger, edited(rng, a), humans) for a in answers[:12]]
     assert all(e.p is not None and e.p <= 1 / 100 and e.null.startswith("human:people@x") for e in found)
     assert np.mean([e.score for e in found]) == pytest.approx(0.9**5, abs=0.1)
-    for answer in answers[:20]:  # the first half is copied, the rest is new; the places are told
+    for answer in answers[:12]:  # the first half is copied, the rest is new; the places are told
         text = answer[: len(answer) // 2] + write(rng)[: len(answer) // 2]
         e = look(ledger, text, humans)
         assert e.p is not None and e.p <= 1 / 100
         assert e.spans and max(s.end for s in e.spans) <= len(answer) // 2 + 3
-    assert [look(ledger, t, humans).p for t in others if (look(ledger, t, humans).p or 1) <= 0.01] == []
+    assert [p for t in others if (p := look(ledger, t, humans).p) is None or p <= 0.01] == []
 
 
 def test_people_who_share_phrases_with_answers_are_no_false_alarm(tmp_path, rng):
@@ -82,18 +85,18 @@ def test_people_who_share_phrases_with_answers_are_no_false_alarm(tmp_path, rng)
     ledger = Ledger(tmp_path / "ledger")
     for n in range(30):
         ledger.add(str(n), quoting())
-    humans = [quoting() for _ in range(300)]
-    p = np.array([look(ledger, quoting(), humans).p for _ in range(150)])
+    humans = cut(quoting() for _ in range(200))
+    p = np.array([look(ledger, quoting(), humans).p for _ in range(100)])
     for alpha in (0.05, 0.2, 0.5):
         assert (p <= alpha).mean() <= alpha + 3.3 * np.sqrt(alpha * (1 - alpha) / len(p))
 
 
 def test_a_long_text_is_cut_where_no_human_one_is_as_long(tmp_path, rng):
     ledger = Ledger(tmp_path / "ledger")
-    ledger.add("a", long := english(rng, 900))
-    humans = [english(rng, 100) for _ in range(1500)]
-    e = look(ledger, english(rng, 300) + " " + long[: len(long) // 2] + " " + english(rng, 50), humans)
-    assert e.p is not None and e.p < 0.05
+    ledger.add("a", long := english(rng, 400))
+    humans = cut(english(rng, 100) for _ in range(400))
+    e = look(ledger, english(rng, 100) + " " + long[: len(long) // 2] + " " + english(rng, 50), humans)
+    assert e.p is not None and e.p < 0.03
     assert look(ledger, english(rng, 800), humans).p == 1.0
 
 

@@ -12,7 +12,7 @@ from jielong.detect.evidence import Evidence, Report, Span, combine
 from jielong.detect.ledger import Ledger
 from jielong.detect.normalise import normalise
 from jielong.detect.reference import LENGTHS, Reference, outside
-from jielong.detect.tokenstats import Reader, TokenStats, aligned
+from jielong.detect.tokenstats import WINDOW, Reader, TokenStats, aligned
 from jielong.detect.watermark import Key, examine
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
@@ -57,11 +57,11 @@ class Examination:
         self.lang = identify(self.normal.text)
         ids, offsets = tools.engine.tokenizer.encode_spans(self.normal.text, markup=False)
         self.count, self.offsets = len(ids), offsets[:MOST]
-        self.reader = Reader(tools.engine, [ids[:MOST]], tools.observer if "cross" in needs else None, top)
+        self.reader = Reader(tools.engine, [ids[:MOST]], tools.observer if "cross" in needs else None, top, WINDOW)
         self._outside: Reader | None = None
         if tools.observer and "outside" in needs:
             theirs, self._its_offsets = outside(tools.observer, self.normal.text, self.offsets, len(self.offsets))
-            self._outside = Reader(tools.observer, [theirs])
+            self._outside = Reader(tools.observer, [theirs], batch=WINDOW)
 
     def step(self) -> bool:
         """A part of the model's work; False when it is done."""

@@ -93,7 +93,7 @@ def _joins(text: str, at: int) -> bool:
 
 def _mostly_latin(text: str) -> bool:
     """Do Latin letters outnumber those of the scripts that look like them?"""
-    latin = sum(c.isascii() and c.isalpha() for c in text)
+    latin = sum(c.isalpha() and _styled(c).isascii() for c in text)
     return latin >= sum("\u0370" <= c <= "\u052f" for c in text)
 
 

@@ -70,18 +70,23 @@ def same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
 class Reader:
     """Reads documents a batch at a time, so that a server can answer others in between.
 
-    observer: a second model for Binoculars. Raises UserError when it has another vocabulary.
+    observer: a second model for Binoculars; batch: tokens of a batch. Raises UserError when it has another vocabulary.
     """
 
     def __init__(
-        self, engine: Engine, documents: Sequence[Sequence[int]], observer: Engine | None = None, top: int = 0
+        self,
+        engine: Engine,
+        documents: Sequence[Sequence[int]],
+        observer: Engine | None = None,
+        top: int = 0,
+        batch: int = BATCH,
     ):
         if observer and not same_vocabulary(engine.tokenizer, observer.tokenizer):
             raise UserError(
                 f"{observer.name} has another vocabulary than {engine.name}; two models can only be compared token by token "
                 "when they share one."
             )
-        self.engine, self.observer, self.top = engine, observer, top
+        self.engine, self.observer, self.top, self.batch = engine, observer, top, batch
         self.documents = [list(d) for d in documents]
         longest = min([WINDOW, *(e.context for e in (engine, observer) if e)])
         windows = [w for n, ids in enumerate(self.documents) for w in cut(n, ids, longest)]
@@ -99,7 +104,7 @@ class Reader:
         if not self._waiting:
             return False
         longest = len(self._waiting[-1].ids)
-        count = max(1, BATCH // longest)
+        count = max(1, self.batch // longest)
         self._waiting, batch = self._waiting[:-count], self._waiting[-count:]
         hidden = [self._forward(e, batch) for e in (self.engine, self.observer) if e]  # (N, D) each
         targets = torch.tensor([i for w in batch for i in w.ids])  # (N,)

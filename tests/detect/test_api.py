@@ -62,13 +62,13 @@ def people(count, seed=1, words=60):
 
 
 @pytest.fixture(scope="module")
-def run_with_humans(life, tmp_path_factory):
-    """The tiny life with a reference of 130 texts; other tests' folders stay as they are."""
+def run_with_humans(small_run, tmp_path_factory):
+    """A small run with a reference of 130 texts."""
     import shutil
 
     folder = tmp_path_factory.mktemp("runs") / "detect"
     for name in ("sft", "base"):
-        shutil.copytree(life / name, folder / name)
+        shutil.copytree(small_run / name, folder / name)
     texts = tmp_path_factory.mktemp("texts") / "people.jsonl"
     texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(130)))
     assert main(["detect", "reference", "--text", str(texts), "--observer", "base", "--run", str(folder)]) == 0

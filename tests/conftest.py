@@ -69,6 +69,14 @@ def small_run(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def letters(tokenizer) -> dict[str, float]:
+    """A logit_bias under which a model of random weights writes letters and spaces, so that its text is read again as the same
+    tokens; left to itself it writes bytes that are no characters."""
+    found = {tokenizer.encode(c)[0]: 40.0 for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+    return {str(i): bias for i, bias in (found | {tokenizer.encode(" ")[0]: 43.5}).items()}
+
+
+@pytest.fixture(scope="session")
 def life(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(["raise", "--recipe", "tiny", "--control", "--run", str(path)]) == 0

@@ -29,7 +29,7 @@ HI = [{"role": "user", "content": "Hi"}]
 PLACES = ["France", "Japan", "Paris", "Tokyo", "Peru", "Chile", "Norway", "Kenya"]
 
 
-def people(count, seed=1, words=60):
+def people(count, seed=1, words=45):
     """Texts whose language is English; each begins with another word."""
     rng = random.Random(seed)
     glue = [
@@ -63,14 +63,14 @@ def people(count, seed=1, words=60):
 
 @pytest.fixture(scope="module")
 def run_with_humans(small_run, tmp_path_factory):
-    """A small run with a reference of 130 texts."""
+    """A small run with a reference of 100 texts."""
     import shutil
 
     folder = tmp_path_factory.mktemp("runs") / "detect"
     for name in ("sft", "base"):
         shutil.copytree(small_run / name, folder / name)
     texts = tmp_path_factory.mktemp("texts") / "people.jsonl"
-    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(130)))
+    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(100)))
     assert main(["detect", "reference", "--text", str(texts), "--observer", "base", "--run", str(folder)]) == 0
     return folder
 
@@ -81,9 +81,9 @@ def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
     assert artifact.card["parents"].keys() == {"sft", "base"}
     held = Reference.load(artifact)
     engine = Engine.load(run_with_humans / "sft", precision="auto")
-    assert held.model == engine.hash and held.languages() == ["en"] and len(held.shingles["en"]) == 130
+    assert held.model == engine.hash and held.languages() == ["en"] and len(held.shingles["en"]) == 100
     for (lang, length, method), values in held.scores.items():
-        assert lang == "en" and length in LENGTHS and 19 <= len(values) <= 130
+        assert lang == "en" and length in LENGTHS and 19 <= len(values) <= 100
         assert list(values) == sorted(values)
         assert method in ("likelihood", "log-rank", "lrr", "fast-detect", "binoculars", "likelihood-ratio")
         # p is the rank among the humans: smallest above all of them, 1 below
@@ -98,11 +98,11 @@ def test_conformal_p_values_hold_on_new_humans(run_with_humans):
     """P(p ≤ α) ≤ α + 3 standard errors for texts from the same source, every statistic."""
     engine = Engine.load(run_with_humans / "sft", precision="auto")
     held = Reference.load(Run(run_with_humans).need("reference"))
-    scores, _ = references.measure(engine, None, people(150, seed=2))
+    scores, _ = references.measure(engine, None, people(100, seed=2))
     tested = 0
     for (lang, length, method), values in scores.items():
         human = held.scores.get((lang, length, method))
-        if human is None or len(human) < 99 or len(values) < 99:
+        if human is None or len(human) < 60 or len(values) < 60:
             continue
         tested += 1
         p = [held.p(lang, length, method, v) for v in values]
@@ -177,7 +177,7 @@ def test_references_that_do_not_fit(run_with_humans, tmp_path, capsys):
     with pytest.raises(UserError, match="damaged"):
         Reference.load(run.artifact("reference"))
     texts = tmp_path / "people.jsonl"
-    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(130)))
+    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(100)))
     assert main(["detect", "reference", "--text", str(texts), "--observer", "base", "--run", str(run_with_humans)]) == 0
 
 
@@ -245,8 +245,8 @@ def test_the_ledgers_command(run_with_humans, tmp_path, capsys):
 
 
 @pytest.fixture
-def client(model, tokenizer, tmp_path):
-    engine, other = Engine(model, tokenizer, name="sft"), Engine(model, tokenizer, name="base")
+def client(small_run, tokenizer, tmp_path):
+    engine, other = Engine.load(small_run / "sft"), Engine.load(small_run / "base")
     key = make_key(tmp_path / "key.json", tokenizer, "gumbel", 2, 0.25, 2.0)
     detection = Detection({"sft": key}, Ledger(tmp_path / "ledger"))
     with TestClient(make_app([Served(engine), Served(other)], detection=detection)) as client:
@@ -257,8 +257,8 @@ def detect(client, text, **body):
     return client.post("/v1/detect", json={"text": text, **body})
 
 
-def test_what_the_server_generates_it_finds(client, tmp_path):
-    body = {"messages": HI, "max_tokens": 55, "temperature": 1.0, "ignore_eos": True, "seed": 1}
+def test_what_the_server_generates_it_finds(client, letters):
+    body = {"messages": HI, "max_tokens": 90, "temperature": 1.0, "seed": 1, "logit_bias": letters}
     answer = client.post("/v1/chat/completions", json=body).json()
     text = answer["choices"][0]["message"]["content"]
     found = detect(client, text, tokens=True, top=3).json()
@@ -297,7 +297,7 @@ def test_answers_of_every_form_are_remembered(client, tmp_path, stream, path, mo
         ({"text": ""}, 400), ({"text": " … "}, 400), ({}, 400), ({"text": "x", "alpha": 0}, 400), ({"text": "x", "alpha": 0.9}, 400),
         ({"text": "x", "methods": ["magic"]}, 400), ({"text": "x", "methods": ["binoculars"]}, 400), ({"text": "x", "model": "none"}, 404),
         ({"text": "x", "observer": "none"}, 404), ({"text": 5}, 400), ({"text": "x", "top": 99}, 400),
-        ({"text": "x", "methods": ["binoculars"], "observer": "base"}, 200), ({"text": "\ud83d\ude00 one \u0000 two"}, 200),
+        ({"text": "x", "methods": ["binoculars"], "observer": "base"}, 200), ({"text": "\U0001f600 one \u0000 two"}, 200),
     ],
 )  # fmt: skip
 def test_requests_good_and_bad(client, body, status):
@@ -307,6 +307,13 @@ def test_requests_good_and_bad(client, body, status):
         assert response.json()["verdict"] == "abstain"
     else:
         assert response.json()["error"]["message"]
+
+
+def test_half_a_character_is_no_text(client):
+    response = client.post(
+        "/v1/detect", content=b'{"text": "\\ud83d alone"}', headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 400
 
 
 def test_a_long_text_is_answered_in_bounded_time(client):

@@ -102,7 +102,7 @@ def test_a_long_text_is_cut_where_no_human_one_is_as_long(tmp_path, rng):
 
 def test_without_human_texts_a_part_has_no_p_value(tmp_path, rng):
     ledger = Ledger(tmp_path / "ledger")
-    assert look(ledger, english(rng), []).notes == ("this run has no ledger",)
+    assert look(ledger, english(rng), []).notes == ("the ledger is empty",)
     answer = english(rng)
     ledger.add("a", answer)
     part = look(ledger, edited(rng, answer), [])

@@ -24,7 +24,7 @@ def marked(small_run, tmp_path):
         yield url
 
 
-def test_look_at_a_text(marked):
+def test_look_at_a_text(marked, letters):
     from playwright.sync_api import expect
 
     problems: list[str] = []
@@ -33,10 +33,10 @@ def test_look_at_a_text(marked):
         expect(page.locator("#about")).to_contain_text("sft")
         asked = {
             "messages": [{"role": "user", "content": "Hi"}],
-            "max_tokens": 70,
+            "max_tokens": 90,
             "temperature": 1,
-            "ignore_eos": True,
             "seed": 3,
+            "logit_bias": letters,
         }
         answer = page.request.post(
             f"{marked}/v1/chat/completions", data=json.dumps(asked), headers={"Content-Type": "application/json"}

@@ -276,7 +276,7 @@ class Ledger:
         """Was this text, or a part of it, generated here? humans: shingles of human documents in its language, named `corpus`,
         for the p-value of a part: the same search, made with them. Raises UserError when the ledger is damaged."""
         if not self.file.exists():
-            return Evidence("ledger", "ledger", None, notes=("this run has no ledger",))
+            return Evidence("ledger", "ledger", None, notes=("the ledger is empty",))
         cut = shingles(normal.text)
         if cut.units < SHORTEST:
             return Evidence(

@@ -27,7 +27,8 @@ def seed_of(secret: bytes, context: Sequence[int]) -> int:
 
 def numbers(seed: int | list[int], tokens: Tensor) -> Tensor:
     """(N,) int64 in [0, 2⁵²): one pseudo-random number for each token id (N,) int64 and its seed, or the seed of all."""
-    seeds = torch.tensor([_signed(s) for s in ([seed] if isinstance(seed, int) else seed)], device=tokens.device)
+    several = [_signed(s) for s in ([seed] if isinstance(seed, int) else seed)]
+    seeds = torch.tensor(several, dtype=torch.int64, device=tokens.device)
     x = (tokens + 1) * _signed(_GOLDEN) + seeds
     x = (x ^ _shifted(x, 30)) * _signed(_MIX1)
     x = (x ^ _shifted(x, 27)) * _signed(_MIX2)

@@ -42,7 +42,9 @@ class Normal:
         """The disguise, if there was one. It has no p-value: people, too, paste odd characters."""
         if not self.changes:
             return None
-        note = f"disguises undone before measuring: {len(self.changes)}; copying from some programs makes such places, too"
+        note = (
+            f"disguises undone before measuring: {len(self.changes)}; copying from some programs makes such places, too"
+        )
         return Evidence("disguise", "disguise", float(len(self.changes)), n=len(self.text), spans=self.changes, notes=(note,))  # fmt: skip
 
 

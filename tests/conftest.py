@@ -11,7 +11,8 @@ from filelock import FileLock
 from jielong.cli import main
 from jielong.config import ModelConfig
 from jielong.corpus.world import load_world
-from jielong.model.gpt import GPT
+from jielong.model.gpt import GPT, save_model
+from jielong.run import Run
 from jielong.tokens.tokenizer import Tokenizer, train
 
 
@@ -47,6 +48,33 @@ def model(tokenizer) -> GPT:
         for p in model.parameters():  # no zeros: every path must matter
             p.add_(torch.randn(p.shape) * 0.05)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def small_run(tokenizer, tmp_path_factory):
+    """A run with an sft and a base of random weights, made in no time: for what asks for a model, not for its sense."""
+    run = Run(tmp_path_factory.mktemp("runs") / "small")
+    for seed, name in enumerate(("base", "sft")):
+        config = ModelConfig(
+            vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=64, context=128
+        )  # fmt: skip
+        model = GPT(config)
+        model.init_weights(seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)) * 0.05)
+        with run.build(name, kind=name, config=config) as build:
+            save_model(model, build.path)
+            tokenizer.save(build.path)
+    return run.path
+
+
+@pytest.fixture(scope="session")
+def letters(tokenizer) -> dict[str, float]:
+    """A logit_bias under which a model of random weights writes letters and spaces, so that its text is read again as the same
+    tokens; left to itself it writes bytes that are no characters."""
+    found = {tokenizer.encode(c)[0]: 40.0 for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+    return {str(i): bias for i, bias in (found | {tokenizer.encode(" ")[0]: 43.5}).items()}
 
 
 @pytest.fixture(scope="session")

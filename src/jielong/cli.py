@@ -16,6 +16,7 @@ from jielong.config import (
     ClassifierConfig,
     CorpusBuildConfig,
     CorpusConfig,
+    DetectConfig,
     EvaluateConfig,
     ExportConfig,
     FeedbackConfig,
@@ -23,9 +24,11 @@ from jielong.config import (
     ImportConfig,
     ImproveConfig,
     KeyConfig,
+    LedgerConfig,
     PlanConfig,
     PretrainConfig,
     RaiseConfig,
+    ReferenceConfig,
     ReportConfig,
     RollbackConfig,
     ScaleFitConfig,
@@ -33,6 +36,7 @@ from jielong.config import (
     SizeLadderConfig,
     ThumbsConfig,
     TokenizerConfig,
+    WatermarkConfig,
 )
 from jielong.errors import UserError
 
@@ -52,6 +56,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "thumbs": (ThumbsConfig, "a simulated teacher presses thumbs, where no person has yet"),
     "improve": (ImproveConfig, "feedback → reward model → PPO → a better model, if it proves so"),
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
+    "detect": (DetectConfig, "was this text generated? ledger, watermark, statistics"),
+    "detect reference": (ReferenceConfig, "human texts → the null of the statistics"),
+    "detect key": (WatermarkConfig, "a watermark key, for chat and serve"),
+    "detect ledger": (LedgerConfig, "what serve --ledger has generated: verify, erase"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "scale fit": (ScaleFitConfig, "a ladder of small trainings → the size and the tokens that suit a budget"),
@@ -72,10 +80,16 @@ WITH_RUN = {
     "feedback",
     "improve",
     "rollback",
+    "detect",
+    "detect key",
+    "detect ledger",
 }  # nothing need be added to their settings
 POSITIONAL = {
     "corpus build": "recipe",
     "corpus classifier": "action",
+    "detect": "file",
+    "detect key": "file",
+    "detect ledger": "action",
     "import": "source",
     "export": "run",
     "feedback": "action",
@@ -172,6 +186,10 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.feedback.stage import run as feedback
 
         feedback(config, run)
+    elif name in ("detect", "detect key", "detect ledger"):
+        from jielong.detect import stage as detecting
+
+        {"detect": detecting.run, "detect key": detecting.key, "detect ledger": detecting.ledger}[name](config, run)
     elif name == "improve":
         from jielong.align.improve import run as improve
         from jielong.train.distributed import job
@@ -225,6 +243,7 @@ def stage(name: str, config: Any, run: Any, first: bool = True) -> None:
         "finetune": "jielong.finetune",
         "evaluate": "jielong.evaluate.stage",
         "thumbs": "jielong.align.simulate",
+        "detect reference": "jielong.detect.reference",
         "report": "jielong.report.stage",
         "scale fit": "jielong.scale.ladder",
     }[name]

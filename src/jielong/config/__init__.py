@@ -4,6 +4,7 @@ These modules import nothing heavy, so that the command line answers at once.
 """
 
 from jielong.config.corpus import ClassifierConfig, CorpusBuildConfig
+from jielong.config.detect import DetectConfig, LedgerConfig, ReferenceConfig, WatermarkConfig
 from jielong.config.feedback import (
     DirectConfig,
     FeedbackConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "ClassifierConfig",
     "CorpusBuildConfig",
     "CorpusConfig",
+    "DetectConfig",
     "DirectConfig",
     "EvaluateConfig",
     "ExportConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "ImportConfig",
     "ImproveConfig",
     "KeyConfig",
+    "LedgerConfig",
     "ModelConfig",
     "OptimConfig",
     "PPOConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "PlanConfig",
     "PretrainConfig",
     "RaiseConfig",
+    "ReferenceConfig",
     "ReportConfig",
     "RewardConfig",
     "RollbackConfig",
@@ -69,6 +73,7 @@ __all__ = [
     "SizeLadderConfig",
     "ThumbsConfig",
     "TokenizerConfig",
+    "WatermarkConfig",
     "adam",
     "filled",
 ]

@@ -273,6 +273,8 @@ class ChatConfig:
     """Longest answer."""
     seed: int | None = None
     """Makes the answers repeatable."""
+    watermark: Path | None = None
+    """Key whose mark the answers bear (`jielong detect key`)."""
 
 
 @dataclass
@@ -311,6 +313,10 @@ class ServeConfig:
     """Artifact of the reward model behind POST /reward, or off; by default the run's newest one, if any."""
     improve: Path | None = None
     """Settings for training from the page, as in `jielong improve --settings`."""
+    watermark: tuple[str, ...] = ()
+    """Key whose mark the answers bear (`jielong detect key`): KEYFILE for every model, or NAME=KEYFILE for one of them."""
+    ledger: bool = False
+    """Remember what is generated, as keyed sketches without the wording, in RUN/ledger."""
     require_key: bool = False
     """Demand a key on a loopback address too."""
     origin: tuple[str, ...] = ()

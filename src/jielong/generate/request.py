@@ -130,7 +130,7 @@ class Request:
         if s.temperature <= 0 and s.plain:
             token, sampled = best, 0.0
         else:
-            token, sampled = draw(shape_logits(logits, s, self.prompt, self.answer), s, self.generator)
+            token, sampled = draw(shape_logits(logits, s, self.prompt, self.answer), s, self.generator, self.answer)
         logprob, top = raw_logprobs(logits, token, total, s.top_logprobs, self.tokenizer)
         self.answer.append(token)
         ended = token in self.tokenizer.ends and not s.ignore_end

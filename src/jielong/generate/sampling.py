@@ -13,6 +13,10 @@ Processor = Callable[[Sequence[int], Tensor], Tensor]
 """(tokens generated so far, logits (V,) float32) → logits (V,). Runs last, before temperature and the cuts; it may keep
 its own state for one request and is called once per generated token, in order."""
 
+Picker = Callable[[Sequence[int], Tensor], int | None]
+"""(tokens generated so far, probabilities (V,) after everything) → the token, None to draw it by chance. Called once per
+generated token, in order, and never at temperature 0."""
+
 
 LARGEST = 1e30
 """What a penalty may make of a logit: far from everything else, yet finite."""
@@ -45,6 +49,7 @@ class Sampling:
     ignore_end: bool = False
     """Go on after an end token, up to max_tokens."""
     processors: tuple[Processor, ...] = ()
+    picker: Picker | None = None
 
     @property
     def plain(self) -> bool:
@@ -109,14 +114,18 @@ def pick(probabilities: Tensor, uniform: float) -> int:
     return token
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float]:
+def draw(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator, answer: Sequence[int] = ()
+) -> tuple[int, float]:
     """One token id from logits (V,) and the natural log of the probability with which it was drawn.
 
-    It takes one number from `generator`, whatever the settings, so that a request's draws depend on nothing else.
+    It takes one number from `generator`, whatever the settings, so that a request's draws depend on nothing else. Where a
+    picker chose, the probability is the one that the token had before: over random keys it is drawn with that.
     """
     if sampling.temperature <= 0:
         return int(logits.argmax()), 0.0
     uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
     p = distribution(logits, sampling)
-    token = pick(p, uniform)
+    chosen = sampling.picker(answer, p) if sampling.picker else None
+    token = pick(p, uniform) if chosen is None else chosen
     return token, float(p[token].log())

@@ -19,6 +19,7 @@ from jielong.errors import UserError
 from jielong.feedback.store import Store
 from jielong.generate.engine import Engine
 from jielong.serve.answers import Answer, event
+from jielong.serve.detect import Detection, add_detect
 from jielong.serve.feedback import Recent, add_feedback, user_of
 from jielong.serve.guard import Guard, error_body
 from jielong.serve.improve import Trainer, add_improve
@@ -49,11 +50,14 @@ def make_app(
     trainer: Trainer | None = None,
     renewed: Callable[[str], Served | None] | None = None,
     reward: Callable[[], RewardModel | None] | None = None,
+    detection: Detection | None = None,
 ) -> FastAPI:
     """The application around one or more engines; the first one answers who names none. `feedback` opens the store of what
     people say about answers; without it nobody is asked. `trainer` lets the page train from it. `renewed(name)` loads the
-    model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward."""
+    model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward.
+    `detection` marks and remembers answers."""
     recent = Recent()
+    detection = detection or Detection()
     models = Models(served)
     find = models.find
     worker = Worker([s.engine for s in served], waiting + sum(s.engine.rows for s in served))
@@ -90,6 +94,7 @@ def make_app(
         if trainer:
             await asyncio.to_thread(trainer.close)
         worker.stop()
+        await asyncio.to_thread(detection.close)
 
     app = FastAPI(title="jielong", docs_url=None, redoc_url=None, lifespan=lifespan)
     add_errors(app)
@@ -137,12 +142,18 @@ def make_app(
         prompt = await asyncio.to_thread(engine.chat_ids, messages)
         prompt += body.continue_from or []
         n, top = body.n or 1, (body.top_logprobs or 0) if body.logprobs else 0
-        work = [(prompt, body.sampling(engine, top, body.longest, k)) for k in range(n)]
+        settings = [detection.marked(engine, body.sampling(engine, top, body.longest, k)) for k in range(n)]
+        work = [(prompt, s) for s in settings]
         ticket = worker.submit(engine, work)
         answer = Answer(engine, "chat", ticket.requests, bool(body.logprobs), n)
-        if feedback:
-            who, begun = user_of(request, body.user), body.continue_from or []
-            ticket.then = lambda: recent.add(answer, messages, who, begun)
+        who, begun = user_of(request, body.user), body.continue_from or []
+
+        def done() -> None:
+            if feedback:
+                recent.add(answer, messages, who, begun)
+            detection.remember(answer.id, engine, answer.requests, who)
+
+        ticket.then = done
         return await respond(answer, ticket, body, request)
 
     @app.post("/v1/completions", responses=STREAMED)
@@ -153,9 +164,11 @@ def make_app(
         if body.longest == 0 and not body.echo:
             raise UserError("max_tokens 0 makes sense only with echo.")
         settings = [body.sampling(engine, body.logprobs or 0, body.longest, k) for k in range(n * len(prompts))]
-        work = [(prompts[k // n], s) for k, s in enumerate(settings)]
+        work = [(prompts[k // n], detection.marked(engine, s)) for k, s in enumerate(settings)]
         ticket = worker.submit(engine, work, score=bool(body.echo and scored))
         answer = Answer(engine, "text", ticket.requests, scored, n, bool(body.echo))
+        who = user_of(request, body.user)
+        ticket.then = lambda: detection.remember(answer.id, engine, answer.requests, who)
         return await respond(answer, ticket, body, request)
 
     async def respond(
@@ -200,13 +213,14 @@ def make_app(
                 yield "".join(event(answer.chunk(index, step)) for index, step in batch)
             if usage:
                 yield event(answer.usage_chunk())
-            yield "data: [DONE]\n\n"
+        yield "data: [DONE]\n\n"  # when the answer is remembered
 
     if feedback:
         add_feedback(app, recent, feedback)
     if trainer:
         add_improve(app, trainer, switch)
     add_reward(app, worker, reward)
+    add_detect(app, worker, detection, find)
 
     @app.post("/v1/embeddings")
     async def embed(body: EmbeddingRequest) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class Recent:
                 continue
             # not asdict, which would copy the processors too, and a grammar cannot be copied
             settings = {f.name: getattr(request.sampling, f.name) for f in fields(request.sampling)}
-            settings.pop("processors")
-            settings |= {"constrained": bool(request.sampling.processors), "begun": len(begun)}
+            processors, picker = settings.pop("processors"), settings.pop("picker")
+            settings |= {"constrained": bool(processors or picker), "begun": len(begun)}
             ids = [*begun, *(s.token_id for s in steps)]
             decode, ends = answer.engine.tokenizer.decode, answer.engine.tokenizer.ends
             name = answer_id(answer.id, index)

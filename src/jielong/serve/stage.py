@@ -15,6 +15,7 @@ from jielong.generate.engine import Engine
 from jielong.model.native import hint
 from jielong.run import Run
 from jielong.serve.app import make_app
+from jielong.serve.detect import detection_of
 from jielong.serve.guard import LOOPBACK
 from jielong.serve.improve import Trainer
 from jielong.serve.keys import Keys
@@ -117,6 +118,7 @@ def run(config: ServeConfig, run: Run) -> None:
         Trainer(own, config.feedback, config.improve) if feedback else None,
         None if config.model else renewed,
         opener(config.reward, own, config.precision),
+        detection_of(config.watermark, config.ledger, served, own),
     )
     sock = free_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host

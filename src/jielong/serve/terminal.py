@@ -32,6 +32,8 @@ def run(config: ChatConfig, run: Run) -> None:
         print(f"{engine.name}: {engine.card['metrics'].get('parameters', 0):,} parameters. {HELP}")
     messages: list[dict[str, str]] = []
     sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed)
+    if config.watermark:
+        sampling = _marked(config.watermark, engine, sampling)
     while True:
         try:
             line = input("> " if interactive else "").strip()
@@ -60,6 +62,14 @@ def run(config: ChatConfig, run: Run) -> None:
             except KeyboardInterrupt:
                 messages.pop()
                 print(" (stopped)")
+
+
+def _marked(path: Path, engine: Engine, sampling: Sampling) -> Sampling:
+    from jielong.detect.watermark import load_key, marked
+
+    key = load_key(path)
+    key.fit(engine.tokenizer, engine.name)
+    return marked(key, sampling)
 
 
 def say(engine: Engine, messages: list[dict[str, str]], sampling: Sampling) -> str:

@@ -93,9 +93,9 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self._encode(texts, False)]
 
-    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of text with markup, and for each the characters [start, end) that it stands for."""
-        found = self._encode([text], True)[0]
+    def encode_spans(self, text: str, markup: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of text, by default with markup, and for each the characters [start, end) that it stands for."""
+        found = self._encode([text], markup)[0]
         return found.ids, found.offsets
 
     def _encode(self, texts: list[str], markup: bool) -> list[Any]:

@@ -1,10 +1,11 @@
-// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report, /feedback, /v1/improve.
+// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report, /feedback, /v1/improve, /v1/detect.
 //
 // A talk is a list of turns. An assistant's turn is a side: { id, model, tokens, done, error, finish, branches, compared };
 // where two models are compared, turn.rival is the other side, and each model sees its own answers as the past. `id` is the
 // answer's own at the server, under which it can be judged; branches keep theirs. turn.duel: see duel.js.
 import { call, events } from "/page/api.js";
 import { drawToken, hidePanel } from "/page/chain.js";
+import { beginDetect, drawDetect } from "/page/detect.js";
 import { $, button, make } from "/page/dom.js";
 import { begun, choose, drawDuel } from "/page/duel.js";
 import { begin, latest, say } from "/page/feedback.js";
@@ -53,7 +54,7 @@ function draw() {
   $("input").placeholder = words.ask; $("note").textContent = words.note; $("report").textContent = words.report;
   $("consent-name").textContent = words.consent; $("consent").checked = state.consent; $("consent-row").hidden = !judging;
   $("key-title").textContent = words.key; $("key-wrong").textContent = words.wrong; $("key-ok").textContent = words.enter;
-  drawBar(); drawModels(); drawList(); drawLog(); drawTraining();
+  drawBar(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect();
 }
 function drawBar() { $("send").hidden = !!running; $("stop").hidden = !running; }
 function drawModels() {
@@ -317,6 +318,7 @@ if (!state.user) {
 }
 const mine = restore();
 draw();
+beginDetect({ state });
 refresh().then((run) => {
   judging = run.feedback !== false;
   if (judging) begin(state, mine, thumbs.update);

@@ -1,0 +1,231 @@
+"""What a statistic is like on human texts: the null of its p-values.
+
+A reference belongs to one model (by the hash of its artifact) and one corpus that the user names. Texts are compared at
+equal length: all that a text of at least LENGTHS[k] tokens is asked about is its first LENGTHS[k] tokens, and so were the
+humans'. Within a language and a length each document counts once, so that P(p ≤ α) ≤ α for a text from the same source
+(conformal p-values, Vovk et al. 2005; per class: Mondrian). Statistics at every length come from one pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from jielong.config import ReferenceConfig
+from jielong.corpus.documents import read_documents
+from jielong.corpus.language import identify
+from jielong.corpus.readers import read_paths
+from jielong.detect.normalise import normalise
+from jielong.detect.scores import SCORES
+from jielong.detect.sketch import shingles
+from jielong.detect.tokenstats import Offsets, TokenStats, aligned, read, same_vocabulary
+from jielong.errors import UserError
+from jielong.generate.engine import Engine
+from jielong.run import Artifact, Run
+
+LENGTHS = (50, 75, 100, 150, 200, 300, 400, 600, 800)
+FEWEST = 19
+"""Documents of a language and length at least: fewer cannot give a p-value of 0.05."""
+MADE_UP = {"world", "dirt", "dictionary", "idioms"}
+"""Sources of the default corpus that templates have written."""
+PART = 64  # documents that are read between two looks at the bar
+FILE, ABOUT = "reference.safetensors", "reference.json"
+
+
+def level(count: int) -> int | None:
+    """The length at which a text of `count` tokens is compared; None where it is too short."""
+    return max((L for L in LENGTHS if count >= L), default=None)
+
+
+@dataclass
+class Reference:
+    """Scores of human documents by language, length and statistic, each sorted."""
+
+    corpus: str
+    model: str
+    """Hash of the scorer's artifact."""
+    observer: str
+    precision: str
+    scores: dict[tuple[str, int, str], np.ndarray]
+    shingles: dict[str, list[np.ndarray]]
+    """Language → one array of uint64 per document: what the ledger is compared with."""
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> Reference:
+        """Raises UserError when it is damaged."""
+        from safetensors.numpy import load_file
+
+        artifact.verify()
+        try:
+            about = json.loads(artifact.file(ABOUT).read_text(encoding="utf-8"))
+            held = load_file(artifact.file(FILE))
+            scores, cut = {}, {}
+            for name, array in held.items():
+                kind, lang, *rest = name.split("/")
+                if kind == "score":
+                    scores[lang, int(rest[0]), rest[1]] = array
+                elif kind == "shingles":
+                    cut[lang] = np.split(array.view(np.uint64), held[f"ends/{lang}"][:-1])
+            return cls(about["corpus"], about["model"], about["observer"], about["precision"], scores, cut)
+        except Exception as error:
+            raise UserError(f"{artifact.path} is no reference ({error}); delete it and make it again.") from error
+
+    def null(self, lang: str, length: int, method: str) -> str:
+        return f"human:{self.corpus}@{lang},{length} tokens,n={len(self.scores[lang, length, method])}"
+
+    def p(self, lang: str, length: int, method: str, score: float) -> float:
+        """(1 + how many humans score as high) / (N + 1)"""
+        human = self.scores[lang, length, method]
+        return float(1 + len(human) - np.searchsorted(human, score, side="left")) / (len(human) + 1)
+
+    def languages(self) -> list[str]:
+        return sorted({lang for lang, _, _ in self.scores})
+
+
+def fitting(run: Run, model: str, name: str = "") -> Artifact | None:
+    """The reference `name`, or the newest one, that was made for the model with this hash. Raises UserError when the named
+    one is missing or belongs to another model."""
+    if name:
+        found = run.artifact(name)
+        if found is None or found.card["kind"] != "reference":
+            raise UserError(
+                f"{run.path} has no reference {name}; make it with `jielong detect reference --run {run.path}`."
+            )
+        if found.card["metrics"]["model"] != model:
+            raise UserError(f"{found.path} was made for another model; make one for this one, or name that --model.")
+        return found
+    known = [a for a in run.artifacts() if a.card["kind"] == "reference" and a.card["metrics"]["model"] == model]
+    return known[-1] if known else None
+
+
+def human_texts(config: ReferenceConfig, run: Run) -> tuple[list[str], str]:
+    """Documents of the named files, or the run's held-out ones that people wrote, and the corpus' name. Raises UserError
+    when there are none."""
+    if config.text:
+        skipped: Counter[str] = Counter()
+        texts = [raw.text for raw in read_paths(config.text, skipped)]
+        return texts, config.corpus or "+".join(p.stem for p in config.text)
+    held = read_documents(run.need("corpus").file("heldout.parquet"))
+    return [d.text for d in held if d.source not in MADE_UP], config.corpus or "held-out"
+
+
+def run(config: ReferenceConfig, run: Run) -> Artifact:
+    """Human documents → reference. Raises UserError when too few of them are long enough."""
+    if not config.name.replace("-", "").replace("_", "").isalnum() or not config.name.startswith("reference"):
+        raise UserError(
+            f"--name must begin with reference and have letters, digits, - and _ only, not {config.name!r}."
+        )
+    scorer = run.need(config.model or run.serving())
+    engine = Engine.load(scorer.path, config.threads, precision=config.precision)
+    parents, observer = [scorer], None
+    if config.observer:
+        parents.append(observer_of(config.observer, run))
+        observer = Engine.load(parents[1].path, config.threads, precision=config.precision)
+    texts, corpus = human_texts(config, run)
+    documents = distinct(texts)[: config.most or None]
+    scores, cut = measure(engine, observer, documents)
+    enough = {key: np.sort(np.array(v)) for key, v in scores.items() if len(v) >= FEWEST}
+    if not enough:
+        counts = Counter(key[:2] for key in scores)
+        most = max((len(v) for v in scores.values()), default=0)
+        raise UserError(
+            f"Of {len(documents)} documents in {corpus} at most {most} in one language have {LENGTHS[0]} tokens or more "
+            f"({len(counts)} classes), and {FEWEST} are needed; name more human texts with --text."
+        )
+    with run.build(config.name, kind="reference", config=config, parents=parents) as build:
+        write(build.path, corpus, engine, observer, enough, cut)
+        build.metrics = {
+            "corpus": corpus,
+            "model": engine.hash,
+            "observer": observer.hash if observer else "",
+            "documents": len(documents),
+            "counts": {f"{lang} {L}": len(v) for (lang, L, m), v in sorted(enough.items()) if m == "likelihood"},
+        }
+    return build.artifact
+
+
+def distinct(texts: Sequence[str]) -> list[str]:
+    """One text of those that begin alike (first 60 letters), as variants of one document are no independent witnesses."""
+    kept: dict[str, str] = {}
+    for text in texts:
+        kept.setdefault("".join(c for c in text[:300] if c.isalnum())[:60].casefold(), text)
+    return [t for t in kept.values() if t.strip()]
+
+
+def measure(
+    engine: Engine, observer: Engine | None, texts: Sequence[str]
+) -> tuple[dict[tuple[str, int, str], list[float]], dict[str, list[np.ndarray]]]:
+    """Scores by (language, length, statistic), and shingles by language."""
+    normal = [normalise(t).text for t in texts]
+    langs = [identify(t) for t in normal]
+    ids = [i[: LENGTHS[-1]] for i in engine.tokenizer.encode_batch(normal)]
+    both = observer if observer and same_vocabulary(engine.tokenizer, observer.tokenizer) else None
+    long = [n for n, i in enumerate(ids) if len(i) >= LENGTHS[0]]
+    scores: dict[tuple[str, int, str], list[float]] = {}
+    cut: dict[str, list[np.ndarray]] = {}
+    methods = [s for s in SCORES.values() if not s.needs or (observer if s.needs == "outside" else both)]
+    parts = [long[at : at + PART] for at in range(0, len(long), PART)]
+    console = Console(stderr=True)
+    for part in track(parts, "human texts", console=console, disable=not console.is_terminal):
+        found = read(engine, [ids[n] for n in part], both)
+        if observer:
+            found = compared(engine, found, observer, [normal[n] for n in part])
+        for n, stats in zip(part, found, strict=True):
+            cut.setdefault(langs[n], []).append(shingles(normal[n]).hashes)
+            for L in LENGTHS:
+                if len(stats) >= L:
+                    for method in methods:
+                        scores.setdefault((langs[n], L, method.name), []).append(method.of(stats.head(L)))
+    return scores, cut
+
+
+def compared(engine: Engine, found: list[TokenStats], outsider: Engine, texts: Sequence[str]) -> list[TokenStats]:
+    """Statistics of texts with those of an outsider beside them."""
+    offsets = [engine.tokenizer.encode_spans(t, markup=False)[1] for t in texts]
+    theirs = [outside(outsider, t, o, len(s)) for t, o, s in zip(texts, offsets, found, strict=True)]
+    other = read(outsider, [ids for ids, _ in theirs])
+    return [aligned(s, o, t, places) for s, o, t, (_, places) in zip(found, offsets, other, theirs, strict=True)]
+
+
+def outside(outsider: Engine, text: str, offsets: Offsets, count: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """The outsider's tokens of what the first `count` tokens of a text hold, and their characters."""
+    return outsider.tokenizer.encode_spans(text[: offsets[count - 1][1]] if count else "", markup=False)
+
+
+def observer_of(name: str, run: Run) -> Artifact:
+    """The observer: an artifact of the run, or RUN or RUN:ARTIFACT of another one. Raises UserError when it is missing."""
+    if run.artifact(name) is not None:
+        return run.need(name)
+    folder, _, artifact = name.rpartition(":") if ":" in name else (name, "", "")
+    other = Run(folder)
+    if not other.artifacts():
+        raise UserError(f"There is no model {name!r}: name an artifact of {run.path}, another run, or RUN:ARTIFACT.")
+    return other.need(artifact or other.serving())
+
+
+def write(
+    folder: Path, corpus: str, engine: Engine, observer: Engine | None,
+    scores: dict[tuple[str, int, str], np.ndarray], cut: dict[str, list[np.ndarray]],
+) -> None:  # fmt: skip
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, np.ndarray] = {f"score/{lang}/{L}/{method}": v for (lang, L, method), v in scores.items()}
+    for lang in {key[0] for key in scores}:
+        arrays[f"shingles/{lang}"] = np.concatenate(cut[lang]).view(np.int64)
+        arrays[f"ends/{lang}"] = np.cumsum([len(c) for c in cut[lang]])
+    save_file(arrays, folder / FILE)
+    about: dict[str, Any] = {
+        "corpus": corpus,
+        "model": engine.hash,
+        "observer": observer.hash if observer else "",
+        "precision": engine.runtime.precision,
+    }
+    (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")

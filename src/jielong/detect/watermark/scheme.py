@@ -1,0 +1,112 @@
+"""What the watermarks share: which places are marked, which are counted, and the exact tails of their nulls.
+
+A place is marked by the `context` tokens of the answer before it; the prompt counts for nothing, and the first places of an
+answer stay as chance has them, so that asking again gives another answer. A context that the answer had before is not
+marked again, and is counted once: else a text that repeats itself would be called marked (the same numbers would be
+counted many times as if they were independent).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from jielong.detect.evidence import Evidence, Span
+from jielong.detect.normalise import Normal
+from jielong.detect.watermark.key import Key
+from jielong.detect.watermark.prf import numbers, seed_of
+from jielong.generate.sampling import Sampling
+from jielong.tokens.tokenizer import Tokenizer
+
+FEWEST = 16  # places that must be counted before anything is said
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to mark. `mark` adds it to a request's settings; `weigh` gives each counted place, by its numbers (N,) in
+    [0, 2⁵²), a value; `tail` is P(a sum as high | random key) for N places."""
+
+    name: str
+    mark: Callable[[Key, Sampling], Sampling]
+    weigh: Callable[[Key, np.ndarray], np.ndarray]
+    tail: Callable[[Key, float, int], float]
+
+
+SCHEMES: dict[str, Scheme] = {}
+
+
+def register(scheme: Scheme) -> None:
+    SCHEMES[scheme.name] = scheme
+
+
+def marked(key: Key, sampling: Sampling) -> Sampling:
+    """The same settings with the watermark in them; its state is the answer itself, so that many requests may share them."""
+    return SCHEMES[key.scheme].mark(key, sampling)
+
+
+def seed_at(key: Key, answer: Sequence[int]) -> int | None:
+    """The seed for the token after `answer`; None where the place is not marked."""
+    h = key.context
+    if len(answer) < h:
+        return None
+    context = list(answer[-h:])
+    if any(
+        answer[t] == context[-1] and list(answer[t - h + 1 : t + 1]) == context for t in range(h - 1, len(answer) - 1)
+    ):
+        return None  # the answer had it before
+    return seed_of(key.bytes, context)
+
+
+def counted(key: Key, ids: Sequence[int], once: bool = True) -> tuple[list[int], np.ndarray]:
+    """The places of a text that are counted, and the number of the token at each: (N,) int64. `once` = False counts
+    repeated contexts again, which makes every p-value wrong; it is for the test that proves so."""
+    h = key.context
+    seen: set[tuple[int, ...]] = set()
+    places, seeds = [], []
+    for t in range(h, len(ids)):
+        context = tuple(ids[t - h : t])
+        if once and context in seen:
+            continue
+        seen.add(context)
+        places.append(t)
+        seeds.append(seed_of(key.bytes, context))
+    return places, numbers(seeds, torch.tensor([ids[t] for t in places], dtype=torch.int64)).numpy()
+
+
+def examine(key: Key, tokenizer: Tokenizer, normal: Normal, model: str = "the model") -> Evidence:
+    """Is the mark in this text? The p-value is exact for a text written without the key. Raises UserError for a key of
+    another vocabulary."""
+    key.fit(tokenizer, model)
+    scheme = SCHEMES[key.scheme]
+    ids, offsets = tokenizer.encode_spans(normal.text, markup=False)
+    places, found = counted(key, ids)
+    name = f"watermark:{key.id}"
+    if len(places) < FEWEST:
+        note = f"too short: {len(places)} different places of {key.context} tokens and one, {FEWEST} are needed"
+        return Evidence(name, "watermark", None, n=len(places), notes=(note,))
+    values = scheme.weigh(key, found)
+    total = float(values.sum())
+    p = scheme.tail(key, total, len(places))
+    spans = tuple(
+        Span(*normal.place(*offsets[t]), round(float(v), 4)) for t, v in zip(places, values.tolist(), strict=True)
+    )
+    return Evidence(name, "watermark", total / len(places), p, "random-key", len(places), spans)
+
+
+def log_sum(logs: Sequence[float]) -> float:
+    """log Σ exp"""
+    best = max(logs)
+    return best + math.log(sum(math.exp(x - best) for x in logs))
+
+
+def probability(log: float) -> float:
+    """exp, kept within what float64 and JSON can say."""
+    return min(1.0, max(math.exp(max(log, -700.0)), 1e-300))
+
+
+def with_processor(sampling: Sampling, processor: Callable) -> Sampling:
+    return replace(sampling, processors=(*sampling.processors, processor))

@@ -1,0 +1,343 @@
+"""POST /v1/detect, marked and remembered answers, over HTTP; and the stage's commands."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+from fastapi.testclient import TestClient
+from test_ledger import english
+
+from jielong.cli import main
+from jielong.detect import reference as references
+from jielong.detect.evidence import Evidence
+from jielong.detect.examination import Examination, Tools
+from jielong.detect.ledger import Ledger
+from jielong.detect.reference import LENGTHS, Reference, level
+from jielong.detect.watermark import load_key, make_key
+from jielong.errors import UserError
+from jielong.generate.engine import Engine
+from jielong.run import Run
+from jielong.serve.app import Served, make_app
+from jielong.serve.detect import Detection, detection_of
+
+HI = [{"role": "user", "content": "Hi"}]
+PLACES = ["France", "Japan", "Paris", "Tokyo", "Peru", "Chile", "Norway", "Kenya"]
+
+
+def people(count, seed=1, words=45):
+    """Texts whose language is English; each begins with another word."""
+    rng = random.Random(seed)
+    glue = [
+        "the",
+        "of",
+        "and",
+        "to",
+        "a",
+        "in",
+        "is",
+        "it",
+        "that",
+        "for",
+        "as",
+        "was",
+        "with",
+        "be",
+        "by",
+        "on",
+        "not",
+        "he",
+        "his",
+        "at",
+        "from",
+        "are",
+        "this",
+        "have",
+    ]
+    return [" ".join([f"text{seed}x{n}", *(rng.choice(glue + PLACES) for _ in range(words))]) for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def run_with_humans(small_run, tmp_path_factory):
+    """A small run with a reference of 100 texts."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("runs") / "detect"
+    for name in ("sft", "base"):
+        shutil.copytree(small_run / name, folder / name)
+    texts = tmp_path_factory.mktemp("texts") / "people.jsonl"
+    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(100)))
+    assert main(["detect", "reference", "--text", str(texts), "--observer", "base", "--run", str(folder)]) == 0
+    return folder
+
+
+def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
+    artifact = Run(run_with_humans).need("reference")
+    assert artifact.card["kind"] == "reference" and artifact.card["metrics"]["corpus"] == "people"
+    assert artifact.card["parents"].keys() == {"sft", "base"}
+    held = Reference.load(artifact)
+    engine = Engine.load(run_with_humans / "sft", precision="auto")
+    assert held.model == engine.hash and held.languages() == ["en"] and len(held.shingles["en"]) == 100
+    for (lang, length, method), values in held.scores.items():
+        assert lang == "en" and length in LENGTHS and 19 <= len(values) <= 100
+        assert list(values) == sorted(values)
+        assert method in ("likelihood", "log-rank", "lrr", "fast-detect", "binoculars", "likelihood-ratio")
+        # p is the rank among the humans: smallest above all of them, 1 below
+        assert held.p(lang, length, method, values[-1] + 1) == pytest.approx(1 / (len(values) + 1))
+        assert held.p(lang, length, method, values[0] - 1) == 1.0
+        assert held.p(lang, length, method, values[-1]) == pytest.approx(2 / (len(values) + 1))
+    assert [level(n) for n in (49, 50, 99, 10**6)] == [None, 50, 75, 800]
+    assert b"France" not in (run_with_humans / "reference" / references.FILE).read_bytes()
+
+
+def test_conformal_p_values_hold_on_new_humans(run_with_humans):
+    """P(p ≤ α) ≤ α + 3 standard errors for texts from the same source, every statistic."""
+    engine = Engine.load(run_with_humans / "sft", precision="auto")
+    held = Reference.load(Run(run_with_humans).need("reference"))
+    scores, _ = references.measure(engine, None, people(100, seed=2))
+    tested = 0
+    for (lang, length, method), values in scores.items():
+        human = held.scores.get((lang, length, method))
+        if human is None or len(human) < 60 or len(values) < 60:
+            continue
+        tested += 1
+        p = [held.p(lang, length, method, v) for v in values]
+        for alpha in (0.02, 0.1, 0.5):
+            spread = (alpha * (1 - alpha) * (1 / len(p) + 1 / len(human))) ** 0.5
+            assert sum(x <= alpha for x in p) / len(p) <= alpha + 3 * spread, (length, method, alpha)
+    assert tested >= 8
+
+
+def look(engine, text, **tools):
+    e = Examination(text, Tools(engine, **{k: v for k, v in tools.items() if k != "methods"}), tools.get("methods", ()))
+    while e.step():
+        pass
+    return e.report(0.02)
+
+
+def by(report, method) -> Evidence:
+    return next(e for e in report.evidence if e.method == method)
+
+
+def test_abstaining(run_with_humans):
+    engine = Engine.load(run_with_humans / "sft", precision="auto")
+    held = Reference.load(Run(run_with_humans).need("reference"))
+    (text,) = people(1, seed=9)
+    found = by(look(engine, text, reference=held), "fast-detect")
+    assert found.p is not None and found.null.startswith("human:people@en,") and found.n in LENGTHS
+    cases = {
+        "too short": ("The capital of France.", {"reference": held}),
+        "no human texts to compare": (text, {}),
+        "its language (zh-Hant)": ("法國的首都是巴黎，日本的人說日文，這裡的國家都有首都。" * 12, {"reference": held}),
+        "cannot give a p-value": (text, {"reference": replace(held, scores={k: v[:20] for k, v in held.scores.items()})}),
+        "measured without magic": (text, {"reference": replace(held, scores={("en", 50, "magic"): held.scores["en", 50, "lrr"]})}),
+    }  # fmt: skip
+    for note, (asked, tools) in cases.items():
+        report = look(engine, asked, **tools)
+        e = by(report, "fast-detect")
+        assert report.verdict == "abstain" and e.p is None, note
+        assert note.replace("magic", "fast-detect") in e.notes[0]
+    with pytest.raises(UserError, match="no text"):
+        look(engine, " \u200b … ")
+    with pytest.raises(UserError, match="second model"):
+        look(engine, text, methods=("binoculars",))
+    with pytest.raises(UserError, match="no statistic"):
+        look(engine, text, methods=("magic",))
+    observer = Engine.load(run_with_humans / "base", precision="auto")
+    pair = look(engine, text, reference=held, observer=observer, methods=("binoculars", "likelihood-ratio"))
+    assert all(e.p is not None for e in pair.evidence)
+    wrong = look(engine, text, reference=held, observer=engine, methods=("binoculars",))
+    assert wrong.verdict == "abstain" and "another observer" in wrong.evidence[0].notes[0]
+
+
+def test_references_that_do_not_fit(run_with_humans, tmp_path, capsys):
+    run = Run(run_with_humans)
+    with pytest.raises(UserError, match="another model"):
+        references.fitting(run, "0" * 64, "reference")
+    assert references.fitting(run, "0" * 64) is None
+    with pytest.raises(UserError, match="no reference"):
+        references.fitting(run, "0" * 64, "reference-2")
+    few = tmp_path / "few.txt"
+    few.write_text(people(1)[0])
+    before = sorted(p.name for p in run_with_humans.iterdir())
+    for options, said in (
+        (["--text", str(few)], "name more human texts"),
+        (["--text", str(tmp_path / "none")], "does not exist"),
+        (["--text", str(few), "--name", "../x"], "--name must"),
+        (["--text", str(few), "--observer", "nothing"], "no model 'nothing'"),
+    ):
+        assert main(["detect", "reference", "--run", str(run_with_humans), *options]) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(p.name for p in run_with_humans.iterdir()) == before
+    (run_with_humans / "reference" / references.ABOUT).write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        Reference.load(run.artifact("reference"))
+    texts = tmp_path / "people.jsonl"
+    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(100)))
+    assert main(["detect", "reference", "--text", str(texts), "--observer", "base", "--run", str(run_with_humans)]) == 0
+
+
+# the commands
+
+
+def test_the_command(run_with_humans, tmp_path, capsys, monkeypatch):
+    (text,) = people(1, seed=5)
+    file = tmp_path / "text.txt"
+    file.write_text(text)
+    run = ["--run", str(run_with_humans)]
+    key = tmp_path / "key.json"
+    assert main(["detect", "key", str(key), *run]) == 0 and load_key(key).scheme == "gumbel"
+    assert main(["detect", "key", str(key), *run]) == 2
+    capsys.readouterr()
+    assert main(["detect", str(file), *run, "--key", str(key), "--json", "--tokens"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] in ("no evidence", "generated") and told["language"] == "en" and told["model"] == "sft"
+    assert [e["method"].split(":")[0] for e in told["evidence"]] == ["watermark", "likelihood-ratio"]
+    assert "".join(text[t["start"] : t["end"]] for t in told["tokens"]) == text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi there")))
+    assert main(["detect", "-", *run, "--tokens"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("abstain") and "too short" in said.replace("\n", " ")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**json.loads(key.read_text()), "vocabulary": "0" * 16}))
+    other.chmod(0o600)
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 8)
+    for command in (
+        [str(tmp_path / "none"), *run], [str(tmp_path), *run], [str(tmp_path / "binary"), *run],
+        [str(file), *run, "--key", str(other)], [str(file), *run, "--alpha", "0"], [str(file), *run, "--methods", "magic"],
+        [str(file), *run, "--observer", "nothing"], ["ledger", "verify", *run],
+    ):  # fmt: skip
+        assert main(["detect", *command]) == 2, command
+        assert capsys.readouterr().err.startswith("jielong: ")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello!\n/quit\n"))
+    assert main(["chat", *run, "--watermark", str(key)]) == 0
+    assert main(["chat", *run, "--watermark", str(other)]) == 2
+    assert main(["chat", *run, "--watermark", str(tmp_path / "none")]) == 2
+
+
+def test_the_ledgers_command(run_with_humans, tmp_path, capsys):
+    book = Ledger(run_with_humans / "ledger")
+    rng = random.Random(1)
+    texts = [english(rng) for _ in range(3)]
+    for n, text in enumerate(texts):
+        book.add(f"a-{n}", text, "sft", "ann" if n else "bob")
+    run = ["--run", str(run_with_humans)]
+    assert main(["detect", "ledger", "verify", *run]) == 0 and "3 answers" in capsys.readouterr().out
+    file = tmp_path / "t.txt"
+    file.write_text(texts[0])
+    assert main(["detect", str(file), *run, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "generated" and told["evidence"][0]["null"] == "exact"
+    assert main(["detect", "ledger", "erase", *run]) == 2
+    assert (
+        main(["detect", "ledger", "erase", "--user", "ann", *run]) == 0
+        and "2 answers erased" in capsys.readouterr().out
+    )
+    assert main(["detect", "ledger", "erase", "--id", "a-0", *run]) == 0
+    book.file.unlink()
+
+
+# the server
+
+
+@pytest.fixture
+def client(small_run, tokenizer, tmp_path):
+    engine, other = Engine.load(small_run / "sft"), Engine.load(small_run / "base")
+    key = make_key(tmp_path / "key.json", tokenizer, "gumbel", 2, 0.25, 2.0)
+    detection = Detection({"sft": key}, Ledger(tmp_path / "ledger"))
+    with TestClient(make_app([Served(engine), Served(other)], detection=detection)) as client:
+        yield client
+
+
+def detect(client, text, **body):
+    return client.post("/v1/detect", json={"text": text, **body})
+
+
+def test_what_the_server_generates_it_finds(client, letters):
+    body = {"messages": HI, "max_tokens": 90, "temperature": 1.0, "seed": 1, "logit_bias": letters}
+    answer = client.post("/v1/chat/completions", json=body).json()
+    text = answer["choices"][0]["message"]["content"]
+    found = detect(client, text, tokens=True, top=3).json()
+    kinds = {e["kind"]: e for e in found["evidence"]}
+    assert (
+        found["verdict"] == "generated"
+        and kinds["watermark"]["p"] < 1e-3
+        and kinds["watermark"]["null"] == "random-key"
+    )
+    assert [e["kind"] for e in found["evidence"]][:3] == ["ledger", "watermark", "statistic"]
+    assert len(found["tokens"][0]["top"]) == 3 and found["tokens"][0]["rank"] >= 1
+    # another model of the same server bears no mark
+    plain = client.post("/v1/chat/completions", json={**body, "model": "base"}).json()["choices"][0]["message"][
+        "content"
+    ]
+    marks = [e for e in detect(client, plain).json()["evidence"] if e["kind"] == "watermark"]
+    assert marks[0]["p"] > 1e-4
+    assert not [e for e in detect(client, plain, model="base").json()["evidence"] if e["kind"] == "watermark"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_answers_of_every_form_are_remembered(client, tmp_path, stream, path, monkeypatch):
+    monkeypatch.setattr("jielong.detect.ledger.SHORTEST", 1)
+    asked = {"messages": HI} if path.startswith("chat") else {"prompt": "The"}
+    body = {**asked, "max_tokens": 30, "ignore_eos": True, "temperature": 1.0, "n": 2, "stream": stream, "user": "ann"}
+    client.post(f"/v1/{path}", json=body)
+    detect(client, "Anything at all.")  # stands behind the writing
+    entries = Ledger(tmp_path / "ledger").entries()
+    assert len(entries) == 2 and entries[1].id == entries[0].id + ":1" and entries[0].model == "sft" and entries[0].user
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"text": ""}, 400), ({"text": " … "}, 400), ({}, 400), ({"text": "x", "alpha": 0}, 400), ({"text": "x", "alpha": 0.9}, 400),
+        ({"text": "x", "methods": ["magic"]}, 400), ({"text": "x", "methods": ["binoculars"]}, 400), ({"text": "x", "model": "none"}, 404),
+        ({"text": "x", "observer": "none"}, 404), ({"text": 5}, 400), ({"text": "x", "top": 99}, 400),
+        ({"text": "x", "methods": ["binoculars"], "observer": "base"}, 200), ({"text": "\U0001f600 one \u0000 two"}, 200),
+    ],
+)  # fmt: skip
+def test_requests_good_and_bad(client, body, status):
+    response = client.post("/v1/detect", json=body)
+    assert response.status_code == status
+    if status == 200:
+        assert response.json()["verdict"] == "abstain"
+    else:
+        assert response.json()["error"]["message"]
+
+
+def test_half_a_character_is_no_text(client):
+    response = client.post(
+        "/v1/detect", content=b'{"text": "\\ud83d alone"}', headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 400
+
+
+def test_a_long_text_is_answered_in_bounded_time(client):
+    found = detect(client, "The capital of France is Paris. " * 9000, tokens=True).json()
+    assert len(found["tokens"]) == 800
+
+
+def test_a_server_with_keys_that_do_not_fit_does_not_start(model, tokenizer, tmp_path):
+    served = [Served(Engine(model, tokenizer, name="sft"))]
+    key = make_key(tmp_path / "key.json", tokenizer, "gumbel", 4, 0.25, 2.0)
+    run = Run(tmp_path)
+    assert detection_of((str(tmp_path / "key.json"),), False, served, run).keys == {"": key}
+    assert detection_of((f"sft={tmp_path / 'key.json'}",), False, served, run).keys == {"sft": key}
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({**json.loads((tmp_path / "key.json").read_text()), "vocabulary": "0" * 16}))
+    wrong.chmod(0o600)
+    for entry, said in (
+        (str(wrong), "another vocabulary"),
+        (f"base={wrong}", "no model 'base'"),
+        ("none.json", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=said):
+            detection_of((entry,), False, served, run)
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "ledger.jsonl").write_text("rubbish\n")
+    with pytest.raises(UserError, match=r"ledger\.key is missing"):
+        detection_of((), True, served, run)

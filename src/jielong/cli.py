@@ -25,6 +25,13 @@ from jielong.config import (
     KeyConfig,
     PlanConfig,
     PretrainConfig,
+    PromptImportConfig,
+    PromptListConfig,
+    PromptMatrixConfig,
+    PromptNewConfig,
+    PromptRunConfig,
+    PromptSearchConfig,
+    PromptShowConfig,
     RaiseConfig,
     ReportConfig,
     RollbackConfig,
@@ -50,6 +57,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "thumbs": (ThumbsConfig, "a simulated teacher presses thumbs, where no person has yet"),
     "improve": (ImproveConfig, "feedback → reward model → PPO → a better model, if it proves so"),
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
+    "prompt list": (PromptListConfig, "the library of prompts: roles to give a model, and your own"),
+    "prompt show": (PromptShowConfig, "one prompt, as the model would read it"),
+    "prompt run": (PromptRunConfig, "one question under a prompt"),
+    "prompt new": (PromptNewConfig, "a prompt of your own"),
+    "prompt import": (PromptImportConfig, "a public collection (act, prompt) → prompts of your own"),
+    "prompt matrix": (PromptMatrixConfig, "prompts × shots × models, with intervals"),
+    "prompt search": (PromptSearchConfig, "a task's examples → a better prompt, proved on held-out ones"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "key": (KeyConfig, "an API key, for serving to others"),
@@ -68,6 +82,13 @@ WITH_RUN = {
     "feedback",
     "improve",
     "rollback",
+    "prompt list",
+    "prompt show",
+    "prompt run",
+    "prompt new",
+    "prompt import",
+    "prompt matrix",
+    "prompt search",
 }  # nothing need be added to their settings
 POSITIONAL = {
     "corpus build": "recipe",
@@ -77,6 +98,12 @@ POSITIONAL = {
     "feedback": "action",
     "improve": "run",
     "rollback": "run",
+    "prompt show": "name",
+    "prompt run": "name",
+    "prompt new": "name",
+    "prompt import": "file",
+    "prompt matrix": "file",
+    "prompt search": "task",
 }
 SHARED = ("pretrain", "finetune")  # several processes may share them
 REPEATED = {"serve": "model"}  # --model A --model B
@@ -106,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = split(args)
     try:
         if name not in COMMANDS:
+            if inner := [c for c in COMMANDS if c.startswith(f"{name} ")]:
+                raise UserError(f"`jielong {name}` needs one word more: {', '.join(inner)}.")
             raise UserError(f"There is no command {name!r}; `jielong --help` lists them.")
         return dispatch(name, rest)
     except UserError as error:
@@ -175,6 +204,10 @@ def dispatch(name: str, args: list[str]) -> int:
             print(improve(config, run).path)
     elif name == "rollback":
         print(f"{run.path} serves {run.rollback()} again.")
+    elif name.startswith("prompt "):
+        from jielong.prompt.stage import run as prompt
+
+        prompt(name, config, run)
     elif name in ("import", "export"):
         from jielong import convert
 

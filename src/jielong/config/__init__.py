@@ -16,6 +16,15 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
+from jielong.config.prompt import (
+    PromptImportConfig,
+    PromptListConfig,
+    PromptMatrixConfig,
+    PromptNewConfig,
+    PromptRunConfig,
+    PromptSearchConfig,
+    PromptShowConfig,
+)
 from jielong.config.scale import PlanConfig
 from jielong.config.stages import (
     DEFAULT_RUN,
@@ -58,6 +67,13 @@ __all__ = [
     "ParallelConfig",
     "PlanConfig",
     "PretrainConfig",
+    "PromptImportConfig",
+    "PromptListConfig",
+    "PromptMatrixConfig",
+    "PromptNewConfig",
+    "PromptRunConfig",
+    "PromptSearchConfig",
+    "PromptShowConfig",
     "RaiseConfig",
     "ReportConfig",
     "RewardConfig",

@@ -1,6 +1,6 @@
 """The found prompt against the plain one, on examples that the search never saw: five small tasks, one model.
 
-    python benchmarks/prompt_search.py --data DATA --run runs/smollm2 [--seed 1] [--task antonym …]
+    python benchmarks/prompt_search.py --data DATA --run runs/smollm2 [--seed 1] [--task antonym …] [--work FOLDER]
 
 DATA holds the folders `relations` (lre_data.tar.gz of the LRE relations, MIT) and `xquad` (CC BY-SA 4.0). The tasks, their plain
 instructions and the settings of the search were fixed before anything was measured:
@@ -12,7 +12,7 @@ instructions and the settings of the search were fixed before anything was measu
     reading     a paragraph and a question → words of it    XQuAD in English, 160 at random, F1
 
 Labels are chosen by probability, calibrated for the plain and the found prompt alike; the plain prompt without calibration
-stands beside them. Prints one JSON line per task.
+stands beside them. Prints one JSON line per task. With --work an interrupted measurement continues.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def measure(task: str, data: Path, run: Run, folder: Path, seed: int) -> dict[st
     metric = "f1" if task == "reading" else "exact"
     # a demonstration of reading is a whole paragraph
     config = PromptSearchConfig(
-        file, instruction=INSTRUCTIONS[task], metric=metric, seed=seed, threads=1, shots=2 if task == "reading" else 6,
+        file, force=True, instruction=INSTRUCTIONS[task], metric=metric, seed=seed, threads=1, shots=2 if task == "reading" else 6,
         candidates=12 if task == "reading" else 24, first=6 if task == "reading" else 8,
     )  # fmt: skip
     began, cpu = time.perf_counter(), time.process_time()
@@ -100,7 +100,7 @@ def measure(task: str, data: Path, run: Run, folder: Path, seed: int) -> dict[st
         plain = Prompt(task, config.instruction, labels=found.labels, calibrated=True)
         scorer = search.Scorer(engine, config, Journal(folder / f"{task}.journal", seed))
         raw = scorer.scores(replace(plain, calibrated=False), held_out)[None]
-        calibrated = scorer.scores(replace(plain, title=" "), held_out)[None]
+        calibrated = scorer.scores(plain, held_out)[None]
         result["plain_uncalibrated"] = [round(x, 4) for x in mean_interval(raw)]
         result["calibration_alone"] = [round(x, 4) for x in difference(calibrated, raw)]
     return result
@@ -112,15 +112,18 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--task", nargs="*", default=list(INSTRUCTIONS), choices=list(INSTRUCTIONS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--work", type=Path)
     args = parser.parse_args()
     source = Run(args.run).need(Run(args.run).serving())
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run")
-        run.path.mkdir()
-        (run.path / "base").symlink_to(source.path.resolve())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.work or Path(scratch)
+        run = Run(folder / "run")
+        run.path.mkdir(parents=True, exist_ok=True)
+        if not (run.path / "base").exists():
+            (run.path / "base").symlink_to(source.path.resolve())
         results = []
         for task in args.task:
-            results.append(measure(task, args.data, run, Path(folder), args.seed))
+            results.append(measure(task, args.data, run, folder, args.seed))
             print(json.dumps(results[-1], ensure_ascii=False), flush=True)
     better = [r["task"] for r in results if r["difference"][1] > 0]
     print(

@@ -68,6 +68,7 @@ def test_a_prompt_is_picked_before_a_talk_and_stays_with_it(served, life):
         with chromium(problems) as page:
             page.on("request", lambda r: sent.append(json.loads(r.post_data or "{}")["messages"]) if r.url.endswith("/v1/chat/completions") else None)  # fmt: skip
             page.goto(served)
+            expect(page.locator("#role")).to_be_visible()
             titles = page.locator("#role option").all_text_contents()
             assert titles[0] == "itself" and titles.index("Translator") < titles.index("翻譯")
             assert "Opposites <b>found</b>" in titles

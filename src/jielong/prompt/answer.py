@@ -57,12 +57,14 @@ def reply(
     labels = prompts[0].labels
     if not labels:
         return [Reply(r.text.strip()) for r in _generate(engine, rows, sampling)]
-    found = probabilities(label_logprobs(engine, rows, labels))
+    empty: list[list[list[int]]] = [[] for _ in rows]
     if prompts[0].calibrated:
         empty = [[prompt_ids(engine, p, v, n) for n in NO_QUESTION] for p, v in zip(prompts, values, strict=True)]
-        distinct = list({tuple(ids): None for own in empty for ids in own})
-        prior = dict(zip(distinct, probabilities(label_logprobs(engine, distinct, labels)), strict=True))
-        found = calibrate(found, np.stack([np.mean([prior[tuple(ids)] for ids in own], 0) for own in empty]))
+    distinct = list({tuple(ids): None for own in (rows, *empty) for ids in own})
+    known = dict(zip(distinct, probabilities(label_logprobs(engine, distinct, labels)), strict=True))
+    found = np.stack([known[tuple(ids)] for ids in rows])
+    if prompts[0].calibrated:
+        found = calibrate(found, np.stack([np.mean([known[tuple(ids)] for ids in own], 0) for own in empty]))
     return [Reply(labels[int(p.argmax())], tuple(round(float(x), 6) for x in p)) for p in found]
 
 
@@ -95,59 +97,57 @@ def label_ids(engine: Engine, labels: Sequence[str]) -> list[list[int]]:
     return ids
 
 
+@torch.inference_mode()
 def label_logprobs(engine: Engine, prompts: Sequence[Sequence[int]], labels: Sequence[str]) -> np.ndarray:
-    """log p(label | prompt), summed over the label's tokens: (N, L).
+    """log p(label | prompt), summed over the label's tokens: (N, L). Not while another thread works the engine.
 
-    Each prompt is read once, which gives the first tokens of all labels; a label with more of them is then forced, token by
-    token, behind what the prefix cache has kept. The first prompt goes ahead, so that the others find their beginning there.
+    What all prompts begin with is computed once, each prompt's rest once; labels of several tokens continue copies of it.
     """
     ids = label_ids(engine, labels)
     longest = max(map(len, ids))
-    firsts = [own[0] for own in ids]
-    table = np.zeros((len(prompts), len(ids)))
     for prompt in prompts:
         if len(prompt) + longest > engine.context:
             raise UserError(
                 f"The prompt has {len(prompt)} tokens; with a label this model reads at most {engine.context}. Show fewer examples."
             )
-    groups = [
-        range(min(1, len(prompts))),
-        *(range(a, min(a + TOGETHER, len(prompts))) for a in range(1, len(prompts), TOGETHER)),
-    ]
-    for group in groups:
-        heads = [Heard([[i] for i in firsts]) for _ in group]
-        _work(engine, [(list(prompts[n]), 1, head) for n, head in zip(group, heads, strict=True)])
-        for n, head in zip(group, heads, strict=True):
-            table[n] = head.sums
-        rests = [(n, k, Heard([own[1:]])) for n in group for k, own in enumerate(ids) if len(own) > 1]
-        _work(engine, [([*prompts[n], ids[k][0]], len(ids[k]) - 1, rest) for n, k, rest in rests])
-        for n, k, rest in rests:
-            table[n, k] += rest.sums[0]
+    runtime, cache = engine.runtime, engine.runtime.cache()
+    common = _common(prompts)
+    firsts, longer = [own[0] for own in ids], [k for k, own in enumerate(ids) if len(own) > 1]
+    # rows of the cache: the common beginning, the prompts of a group, the longer labels of one prompt
+    cache.reserve(1 + TOGETHER + len(longer), max(map(len, prompts)) + longest)
+    if common:
+        runtime.forward([prompts[0][:common]], [0], cache)
+    table = np.zeros((len(prompts), len(ids)))
+    for start in range(0, len(prompts), TOGETHER):
+        group = prompts[start : start + TOGETHER]
+        for b in range(len(group)):
+            cache.move(0, 1 + b, common)
+        hidden = runtime.forward([p[common:] for p in group], [common] * len(group), cache, 1)  # (N, D)
+        ends = np.cumsum([len(p) - common for p in group]) - 1
+        table[start : start + len(group)] = _logprobs(engine, hidden[torch.from_numpy(ends)])[:, firsts]
+        for b, prompt in enumerate(group if longer else ()):
+            for r in range(len(longer)):
+                cache.move(1 + b, 1 + TOGETHER + r, len(prompt))
+            parts = [ids[k][:-1] for k in longer]
+            logprobs = _logprobs(engine, runtime.forward(parts, [len(prompt)] * len(parts), cache, 1 + TOGETHER))
+            at = 0
+            for k in longer:
+                rest = ids[k][1:]
+                table[start + b, k] += logprobs[np.arange(at, at + len(rest)), rest].sum()
+                at += len(rest)
     return table
 
 
-class Heard:
-    """A logits processor that adds up the log-probabilities of given continuations, and forces the first one of them."""
-
-    def __init__(self, continuations: list[list[int]]):
-        self.continuations = continuations
-        self.sums = np.zeros(len(continuations))
-        self._steps = 0
-
-    def __call__(self, answer: Sequence[int], logits: Tensor) -> Tensor:
-        logprobs = torch.log_softmax(logits.double(), -1)
-        column = [c[self._steps] for c in self.continuations]
-        self.sums += logprobs[torch.tensor(column)].numpy()
-        self._steps += 1
-        return torch.full_like(logits, float("-inf")).index_fill_(0, torch.tensor(column[:1]), 0.0)
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; each keeps one for itself."""
+    first, last = min(prompts), max(prompts)  # whatever these two share stands before all that is sorted between them
+    limit = min(map(len, prompts)) - 1
+    return next((n for n in range(limit) if first[n] != last[n]), limit)
 
 
-def _work(engine: Engine, jobs: list[tuple[list[int], int, Heard]]) -> None:
-    requests = [
-        engine.submit(ids, Sampling(temperature=0.0, max_tokens=count, ignore_end=True, processors=(heard,)))
-        for ids, count, heard in jobs
-    ]
-    _until_done(engine, requests)
+def _logprobs(engine: Engine, hidden: Tensor) -> np.ndarray:
+    """(N, D) → log-probabilities (N, V) in float64."""
+    return torch.log_softmax(engine.runtime.logits(hidden).double(), -1).cpu().numpy()
 
 
 def _generate(engine: Engine, rows: list[list[int]], sampling: Sampling) -> list[Request]:

@@ -17,9 +17,7 @@ from jielong.prompt.form import Prompt
 from jielong.tokens.chat import encode_chat
 
 NO_QUESTION = ("N/A", "[MASK]", "")  # the inputs without content of Zhao et al. 2021
-TOGETHER = (
-    16  # prompts whose labels are read side by side, so that the prefix cache still has them when labels continue
-)
+TOGETHER = 8  # prompts whose labels are read side by side
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,10 @@ def label_logprobs(engine: Engine, prompts: Sequence[Sequence[int]], labels: Seq
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with; each keeps one for itself."""
-    first, last = min(prompts), max(prompts)  # whatever these two share stands before all that is sorted between them
+    first, last = (
+        min(map(tuple, prompts)),
+        max(map(tuple, prompts)),
+    )  # whatever these two share stands before all that is sorted between them
     limit = min(map(len, prompts)) - 1
     return next((n for n in range(limit) if first[n] != last[n]), limit)
 

@@ -17,7 +17,7 @@ export async function loadRoles(model) {
 }
 // The choice, for an empty talk.
 export function drawRoles(talk, words, changed) {
-  const box = make("div", "roles"), choice = make("select"), fields = make("div", "fields"), text = make("p", "role-text");
+  const box = make("div", "roles"), choice = make("select"), fields = make("div", "fields"), text = make("p", "role-text"), note = make("p", "role-note");
   if (!prompts.length) return box;
   choice.id = "role";
   choice.setAttribute("aria-label", words.role);
@@ -40,9 +40,10 @@ export function drawRoles(talk, words, changed) {
       const ask = filled(prompt.ask, values); // {{input}} stays
       talk.role = { name: prompt.name, lang: prompt.lang, title: prompt.title, values, opening: [...(system ? [{ role: "system", content: system }] : []), ...shots], ask };
       text.textContent = system;
+      note.textContent = words.roleNote;
     } else {
       delete talk.role;
-      text.textContent = "";
+      text.textContent = note.textContent = "";
     }
     changed();
   };
@@ -59,7 +60,7 @@ export function drawRoles(talk, words, changed) {
     take(prompt);
   };
   choice.onchange = () => show(prompts[choice.value]);
-  box.append(make("p", "", words.role), choice, fields, text);
+  box.append(make("p", "", words.role), choice, fields, text, note);
   if (talk.role) show(prompts[choice.value], talk.role.values);
   return box;
 }

@@ -44,6 +44,7 @@ def test_the_guides_tiny_commands_run(tmp_path):
     lines = list(dict.fromkeys(c for c in commands() if "runs/tiny" in c))  # the same in both languages
     assert [shlex.split(c)[1] for c in lines] == [
         "raise", "chat", "serve", "export", "export", "import", "feedback", "improve", "rollback",
+        "prompt", "prompt",
     ]  # fmt: skip
     for line in lines:
         command = [sys.executable, "-m", "jielong.cli", *shlex.split(line)[1:]]

@@ -27,6 +27,13 @@ from jielong.config import (
     LedgerConfig,
     PlanConfig,
     PretrainConfig,
+    PromptImportConfig,
+    PromptListConfig,
+    PromptMatrixConfig,
+    PromptNewConfig,
+    PromptRunConfig,
+    PromptSearchConfig,
+    PromptShowConfig,
     RaiseConfig,
     ReferenceConfig,
     ReportConfig,
@@ -60,6 +67,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "detect reference": (ReferenceConfig, "human texts → the null of the statistics"),
     "detect key": (WatermarkConfig, "a watermark key, for chat and serve"),
     "detect ledger": (LedgerConfig, "what serve --ledger has generated: verify, erase"),
+    "prompt list": (PromptListConfig, "the library of prompts: roles to give a model, and your own"),
+    "prompt show": (PromptShowConfig, "one prompt, as the model would read it"),
+    "prompt run": (PromptRunConfig, "one question under a prompt"),
+    "prompt new": (PromptNewConfig, "a prompt of your own"),
+    "prompt import": (PromptImportConfig, "a public collection (act, prompt) → prompts of your own"),
+    "prompt matrix": (PromptMatrixConfig, "prompts × shots × models, with intervals"),
+    "prompt search": (PromptSearchConfig, "a task's examples → a better prompt, proved on held-out ones"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "scale fit": (ScaleFitConfig, "a ladder of small trainings → the size and the tokens that suit a budget"),
@@ -83,6 +97,13 @@ WITH_RUN = {
     "detect",
     "detect key",
     "detect ledger",
+    "prompt list",
+    "prompt show",
+    "prompt run",
+    "prompt new",
+    "prompt import",
+    "prompt matrix",
+    "prompt search",
 }  # nothing need be added to their settings
 POSITIONAL = {
     "corpus build": "recipe",
@@ -95,6 +116,12 @@ POSITIONAL = {
     "feedback": "action",
     "improve": "run",
     "rollback": "run",
+    "prompt show": "name",
+    "prompt run": "name",
+    "prompt new": "name",
+    "prompt import": "file",
+    "prompt matrix": "file",
+    "prompt search": "task",
 }
 SHARED = ("pretrain", "finetune", "improve")  # several processes may share them
 REPEATED = {"serve": "model"}  # --model A --model B
@@ -124,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = split(args)
     try:
         if name not in COMMANDS:
+            if inner := [c for c in COMMANDS if c.startswith(f"{name} ")]:
+                raise UserError(f"`jielong {name}` needs one word more: {', '.join(inner)}.")
             raise UserError(f"There is no command {name!r}; `jielong --help` lists them.")
         return dispatch(name, rest)
     except UserError as error:
@@ -200,6 +229,10 @@ def dispatch(name: str, args: list[str]) -> int:
                 print(made.path)
     elif name == "rollback":
         print(f"{run.path} serves {run.rollback()} again.")
+    elif name.startswith("prompt "):
+        from jielong.prompt.stage import run as prompt
+
+        prompt(name, config, run)
     elif name in ("import", "export"):
         from jielong import convert
 

@@ -18,6 +18,15 @@ from jielong.config.feedback import (
     adam,
 )
 from jielong.config.lab import SizeLadderConfig
+from jielong.config.prompt import (
+    PromptImportConfig,
+    PromptListConfig,
+    PromptMatrixConfig,
+    PromptNewConfig,
+    PromptRunConfig,
+    PromptSearchConfig,
+    PromptShowConfig,
+)
 from jielong.config.scale import PlanConfig, ScaleFitConfig
 from jielong.config.stages import (
     DEFAULT_RUN,
@@ -62,6 +71,13 @@ __all__ = [
     "ParallelConfig",
     "PlanConfig",
     "PretrainConfig",
+    "PromptImportConfig",
+    "PromptListConfig",
+    "PromptMatrixConfig",
+    "PromptNewConfig",
+    "PromptRunConfig",
+    "PromptSearchConfig",
+    "PromptShowConfig",
     "RaiseConfig",
     "ReferenceConfig",
     "ReportConfig",

@@ -267,6 +267,10 @@ class ChatConfig:
     """The run's folder."""
     model: str = ""
     """Artifact to talk with; by default sft, or base where there is no sft."""
+    prompt: str = ""
+    """A prompt to begin with (`jielong prompt list`), or a prompt file."""
+    var: tuple[str, ...] = ()
+    """Values of its variables: --var language=French topic=history."""
     temperature: float = 0.3
     """0 = always the likeliest token."""
     max_tokens: int = 200

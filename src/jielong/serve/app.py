@@ -26,6 +26,7 @@ from jielong.serve.improve import Trainer, add_improve
 from jielong.serve.keys import Keys
 from jielong.serve.metrics import Metrics
 from jielong.serve.models import Models, Served
+from jielong.serve.prompts import add_prompts
 from jielong.serve.reward import RewardModel, add_reward
 from jielong.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from jielong.serve.worker import Busy, Closing, Ticket, Worker
@@ -221,6 +222,7 @@ def make_app(
         add_improve(app, trainer, switch)
     add_reward(app, worker, reward)
     add_detect(app, worker, detection, find)
+    add_prompts(app, lambda model: find(model).run)
 
     @app.post("/v1/embeddings")
     async def embed(body: EmbeddingRequest) -> dict[str, Any]:

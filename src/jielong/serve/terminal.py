@@ -12,6 +12,8 @@ from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.native import hint
+from jielong.prompt.form import Prompt, pairs
+from jielong.prompt.library import find
 from jielong.run import Run, write_atomic
 
 HELP = "/new starts anew, /save FILE keeps the conversation as JSON, /quit ends."
@@ -21,6 +23,8 @@ def run(config: ChatConfig, run: Run) -> None:
     """Read questions from the terminal (or a pipe) until /quit or the end of the input."""
     from jielong.serve.stage import pick_model
 
+    prompt, values = find(config.prompt, run.path) if config.prompt else Prompt("none"), pairs(config.var)
+    opening = prompt.opening(values)
     if told := hint():
         print(told, file=sys.stderr)
     engine = Engine.load(pick_model(run, config.model))
@@ -49,13 +53,13 @@ def run(config: ChatConfig, run: Run) -> None:
         elif command == "/help":
             print(HELP)
         elif command == "/save":
-            save(messages, rest.strip())
+            save([*opening, *messages], rest.strip())
         elif command.startswith("/"):
             print(f"There is no {command}. {HELP}")
         else:
-            messages.append({"role": "user", "content": line})
+            messages.append({"role": "user", "content": prompt.asked(values, line)})
             try:
-                messages.append({"role": "assistant", "content": say(engine, messages, sampling)})
+                messages.append({"role": "assistant", "content": say(engine, [*opening, *messages], sampling)})
             except UserError as error:
                 messages.pop()
                 print(error)

@@ -1,4 +1,5 @@
-// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report, /feedback, /v1/improve, /v1/detect.
+// The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report, /feedback, /v1/improve, /v1/detect,
+// /v1/prompts.
 //
 // A talk is a list of turns. An assistant's turn is a side: { id, model, tokens, done, error, finish, branches, compared };
 // where two models are compared, turn.rival is the other side, and each model sees its own answers as the past. `id` is the
@@ -11,6 +12,7 @@ import { begun, choose, drawDuel } from "/page/duel.js";
 import { begin, latest, say } from "/page/feedback.js";
 import { keys } from "/page/keys.js";
 import { markdown } from "/page/markdown.js";
+import { asked, drawRole, drawRoles, loadRoles, opening } from "/page/roles.js";
 import * as thumbs from "/page/thumbs.js";
 import { looksMarked, readable, textOf } from "/page/tokens.js";
 import { beginTraining, drawTraining } from "/page/training.js";
@@ -89,11 +91,12 @@ function drawLog() {
     const empty = make("div", "empty");
     const ideas = make("div", "ideas");
     ideas.append(...words.ideas.map((q) => button(q, () => ask(q))));
-    empty.append(make("h2", "", words.hello), make("p", "", words.about), ideas);
+    empty.append(make("h2", "", words.hello), make("p", "", words.about), ideas, drawRoles(talk(), words, save));
     $("log").replaceChildren(empty);
     return;
   }
   $("log").replaceChildren(...turns.map(drawTurn));
+  if (talk().role) $("log").append(drawRole(talk(), words)); // last, since turns are found by their place; the style shows it first
   $("log").scrollTop = $("log").scrollHeight;
 }
 function drawTurn(turn, at) {
@@ -214,7 +217,8 @@ async function answer(t, at, jobs, temperature = 0.3) {
 async function stream(t, at, into, prefix, temperature, signal) {
   const turn = t.turns[at], rival = turn.rival === into[0], duel = turn.duel;
   const said = (past) => textOf(rival && past.rival ? past.rival : past);
-  const messages = t.turns.slice(0, at).map((m) => ({ role: m.role, content: m.role === "user" ? m.content : said(m) }));
+  const turns = t.turns.slice(0, at).map((m) => ({ role: m.role, content: m.role === "user" ? asked(t, m.content) : said(m) }));
+  const messages = [...opening(t), ...turns];
   const body = { messages, stream: true, logprobs: true, top_logprobs: 10, temperature, max_tokens: 200, user: state.user };
   if (into[0].model) body.model = into[0].model;
   if (prefix.length) body.continue_from = prefix;
@@ -287,6 +291,8 @@ async function about() {
   $("about").textContent = `${run.card.name || ""} · ${(run.card.parameters || 0).toLocaleString()} parameters`;
   $("report").hidden = !run.report;
   $("report").href = "/report" + of;
+  await loadRoles(state.model);
+  if (!talk().turns.length) drawLog();
 }
 // Which models there are now; who talked to the default one talks to the new default one.
 async function refresh() {

@@ -9,6 +9,7 @@ export const WORDS = {
     rename: "New name", lost: "The server does not answer. Is it still running?", stopped: "stopped",
     model: "model", compare: "compare with", alone: "compare with …", key: "This server wants a key.", wrong: "That key is not accepted.", enter: "Enter",
     ideas: ["What is the capital of Japan?", "What language do people speak in Brazil?", "Who are you?", "法國的首都是哪裡？"],
+    role: "Hypnosis: who shall the model be?", noRole: "itself", roleNote: "A model that was raised here has never seen such instructions, and they confuse it; imported ones follow them somewhat.", roleIs: (title) => `Prompt: ${title}`,
     up: "good answer", down: "bad answer", teach: "teach", teachHint: "write the answer as it should have been", why: "Why? Choose as many as you like.",
     reasons: {
       correct: "correct", polite: "polite", short: "short", well_written: "well written",
@@ -48,6 +49,7 @@ export const WORDS = {
     rename: "新名稱", lost: "伺服器沒有回應，還在執行嗎？", stopped: "已停止",
     model: "模型", compare: "比較", alone: "與…比較", key: "這個伺服器需要金鑰。", wrong: "這把金鑰不被接受。", enter: "進入",
     ideas: ["日本的首都是哪裡？", "巴西的人說什麼語言？", "你是誰？", "What is the capital of France?"],
+    role: "催眠：要模型扮演誰？", noRole: "它自己", roleNote: "在這裡養大的模型沒看過這種指示，反而會被弄糊塗；匯入的模型會照做一些。", roleIs: (title) => `提示：${title}`,
     up: "好答案", down: "不好的答案", teach: "教它", teachHint: "寫下它應該怎麼回答", why: "為什麼？可以選好幾個。",
     reasons: {
       correct: "正確", polite: "有禮貌", short: "簡短", well_written: "寫得好",

@@ -1,0 +1,1 @@
+"""Prompting: what stands before a question changes the answer, and no weight changes."""

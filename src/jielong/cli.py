@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from jielong.config import (
     DEFAULT_RUN,
+    AuditConfig,
     ChatConfig,
     ClassifierConfig,
     CorpusBuildConfig,
@@ -20,6 +21,7 @@ from jielong.config import (
     ExportConfig,
     FeedbackConfig,
     FinetuneConfig,
+    ForgetConfig,
     ImportConfig,
     ImproveConfig,
     KeyConfig,
@@ -50,6 +52,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "thumbs": (ThumbsConfig, "a simulated teacher presses thumbs, where no person has yet"),
     "improve": (ImproveConfig, "feedback → reward model → PPO → a better model, if it proves so"),
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
+    "forget": (ForgetConfig, "records leave a run as if it had never had them, by replay"),
+    "audit": (AuditConfig, "check a run's ledger of changes, and what it says"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "key": (KeyConfig, "an API key, for serving to others"),
@@ -68,6 +72,8 @@ WITH_RUN = {
     "feedback",
     "improve",
     "rollback",
+    "forget",
+    "audit",
 }  # nothing need be added to their settings
 POSITIONAL = {
     "corpus build": "recipe",
@@ -77,9 +83,11 @@ POSITIONAL = {
     "feedback": "action",
     "improve": "run",
     "rollback": "run",
+    "forget": "run",
+    "audit": "run",
 }
 SHARED = ("pretrain", "finetune")  # several processes may share them
-REPEATED = {"serve": "model"}  # --model A --model B
+REPEATED = {"serve": ("model",), "forget": ("record", "name", "grep")}  # --model A --model B
 
 
 def usage() -> str:
@@ -173,6 +181,14 @@ def dispatch(name: str, args: list[str]) -> int:
 
         with run.lock():
             print(improve(config, run).path)
+    elif name == "forget":
+        from jielong.forget.stage import run as forget
+
+        forget(config, run)
+    elif name == "audit":
+        from jielong.forget.audit import run as audit
+
+        audit(config, run)
     elif name == "rollback":
         print(f"{run.path} serves {run.rollback()} again.")
     elif name in ("import", "export"):
@@ -248,7 +264,7 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
 
     config_type, text = COMMANDS[name]
     if name in POSITIONAL or name in REPEATED:
-        config_type = _marked(config_type, POSITIONAL.get(name), REPEATED.get(name))
+        config_type = _marked(config_type, POSITIONAL.get(name), REPEATED.get(name, ()))
     if name in WITH_RUN:
         parsed: Any = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
         kind = COMMANDS[name][0]  # without the marks, so that the settings can go to other processes
@@ -261,17 +277,21 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
 
 
-def _marked(config_type: type, positional: str | None, repeated: str | None) -> type:
-    """The same settings, with one field given by its place, or one option that may be repeated."""
+def _marked(config_type: type, positional: str | None, repeated: tuple[str, ...]) -> type:
+    """The same settings, with one field given by its place, and options that may be repeated."""
     from typing import get_type_hints
 
     import tyro
 
-    name = positional or str(repeated)
-    mark = tyro.conf.Positional if positional else tyro.conf.UseAppendAction
-    kind: Any = Annotated[get_type_hints(config_type)[name], mark]
-    first = next(f for f in fields(config_type) if f.name == name)
-    return make_dataclass(config_type.__name__, [(name, kind, field(default=first.default))], bases=(config_type,))
+    hints = get_type_hints(config_type)
+    marks: dict[str, Any] = dict.fromkeys(repeated, tyro.conf.UseAppendAction)
+    marks |= {positional: tyro.conf.Positional} if positional else {}
+    marked = [
+        (f.name, Annotated[hints[f.name], marks[f.name]], field(default=f.default))
+        for f in fields(config_type)
+        if f.name in marks
+    ]
+    return make_dataclass(config_type.__name__, marked, bases=(config_type,))
 
 
 if __name__ == "__main__":

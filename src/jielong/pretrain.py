@@ -84,18 +84,19 @@ def train_artifact(
     optim: OptimConfig,
     observe: Callable[[GPT, int], dict[str, Any]] | None,
     drop: frozenset[str] = frozenset(),
+    keep: bool = False,
 ) -> Artifact:
     """Train `model` into artifact `name`, resumably: what both supervised stages share.
 
     The work folder keeps shard, index and checkpoints between interruptions; it belongs to one making, which its
-    `making.json` records, and is started anew for another.
+    `making.json` records, and is started anew for another, unless `keep` says that it was prepared for this one.
     """
     work = run.work(name)
     team = make_team(config.parallel, config.device, model.parameter_count())
     making = {"config": _content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
     with team.in_turn():
         if team.first:
-            _begin(work, making, config.threads if team.alone else None)
+            _begin(work, making, config.threads if team.alone else None, keep)
         shard, index, norm = prepare(work)
     rows, length = config.rows, config.length
     whole = share(model, team, config.parallel, dtype_of(config.precision, team.device))
@@ -151,7 +152,7 @@ def train_artifact(
     return build.artifact
 
 
-def _begin(work: Path, making: dict[str, Any], threads: int | None) -> None:
+def _begin(work: Path, making: dict[str, Any], threads: int | None, keep: bool = False) -> None:
     """Make the work folder, or empty the one of another making. One process with another number of threads is another
     making, as its weights are not bit-equal; several processes (None) promise no more than rounding, and continue any."""
     stamp = work / "making.json"
@@ -160,7 +161,7 @@ def _begin(work: Path, making: dict[str, Any], threads: int | None) -> None:
     except (OSError, ValueError):
         before = {}
     same = before.get("making") == making
-    if not same or (threads is not None and before["threads"] not in (threads, None)):
+    if not keep and (not same or (threads is not None and before["threads"] not in (threads, None))):
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(stamp, json.dumps({"making": making, "threads": threads}))
@@ -190,8 +191,11 @@ def summary(model: GPT, history: History, steps: int, tokens_per_step: int, leng
     }
 
 
-def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), name: str = "base") -> Artifact:
-    """The pretraining stage: corpus + tokenizer → base model. `drop` names records to train without."""
+def run(
+    config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), name: str = "base", keep: bool = False
+) -> Artifact:
+    """The pretraining stage: corpus + tokenizer → base model. `drop` names records to train without; `keep` goes on from the
+    shard, the plan and the checkpoints of the work folder, whatever they were made for (forget.replay)."""
     corpus, tokens = run.need("corpus"), run.need("tokenizer")
     tokenizer = Tokenizer.load(tokens.file("tokenizer.json"))
     config = dataclasses.replace(
@@ -205,17 +209,7 @@ def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), na
 
     def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
         if not (work / "index.npz").exists():
-            documents = read_documents(corpus.file("train.parquet"))
-            ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
-            if config.lessons:
-                more = lessons(load_world(), config.seed, config.lessons, habits=config.habits)
-                ids += [f"lesson-{n}" for n in range(len(more))]
-                encoded += [encode_chat(tokenizer, m)[0] for m in more]
-            write_shard(work, ids, encoded, tokenizer.vocab_size)
-            shard = read_shard(work)
-            index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
-            index.save(work / "index.partial")
-            (work / "index.partial").rename(work / "index.npz")
+            write_plan(config, run, work)
         return read_shard(work), DataIndex.load(work / "index.npz"), float(config.rows * config.length)
 
     held_out = pick_held_out(read_documents(corpus.file("heldout.parquet")))
@@ -228,8 +222,24 @@ def run(config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), na
 
     return train_artifact(
         run, name, "base", config, [corpus, tokens], model, tokens.file("tokenizer.json"), prepare, config.steps,
-        config.optim, observe, drop,
+        config.optim, observe, drop, keep,
     )  # fmt: skip
+
+
+def write_plan(config: PretrainConfig, run: Run, work: Path) -> None:
+    """Into `work`: the run's documents and the lessons among them, as tokens, and the plan of the training."""
+    tokenizer = Tokenizer.load(run.need("tokenizer").file("tokenizer.json"))
+    documents = read_documents(run.need("corpus").file("train.parquet"))
+    ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
+    if config.lessons:
+        more = lessons(load_world(), config.seed, config.lessons, habits=config.habits)
+        ids += [f"lesson-{n}" for n in range(len(more))]
+        encoded += [encode_chat(tokenizer, m)[0] for m in more]
+    write_shard(work, ids, encoded, tokenizer.vocab_size)
+    shard = read_shard(work)
+    index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
+    index.save(work / "index.partial")
+    (work / "index.partial").rename(work / "index.npz")
 
 
 def pick_held_out(documents: list[Document]) -> list[Document]:

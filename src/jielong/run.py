@@ -37,6 +37,9 @@ MADE_BY = {
     "thumbs": "jielong thumbs",
 }
 SERVING = "serving.json"
+STALE = "stale.json"  # in the place of an artifact that was taken away: why, and what makes it anew
+FORGETTING = ".forget"  # where jielong forget works; while its commit.json is there, the run is between two states
+COMMIT = "commit.json"
 
 
 def plain(value: Any) -> Any:
@@ -170,9 +173,16 @@ class Run:
         return self.artifact(f"{stem}-{max(numbers)}" if numbers else stem)
 
     def need(self, name: str) -> Artifact:
-        """The finished and undamaged artifact. Raises UserError that says which command makes it."""
+        """The finished and undamaged artifact. Raises UserError that says which command makes it, or why it was taken away."""
+        if (self.path / FORGETTING / COMMIT).is_file():
+            raise UserError(
+                f"{self.path} is being changed by a forgetting that was stopped; finish it: `jielong forget {self.path}`."
+            )
         found = self.artifact(name)
         if found is None:
+            note = self.path / name / STALE
+            if note.is_file():
+                raise UserError(json.loads(note.read_text(encoding="utf-8"))["why"])
             command = MADE_BY.get(name, "jielong raise")
             raise UserError(f"{self.path} has no {name} yet; make it with `{command} --run {self.path}`.")
         found.verify()

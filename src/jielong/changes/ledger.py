@@ -97,6 +97,7 @@ class Ledger:
         problems: list[str] = []
         before = FIRST
         for number, line in enumerate(lines, 1):
+            entry: Entry = {}
             try:
                 entry = json.loads(line)
                 follows = entry["prev"] == before and entry["number"] == number

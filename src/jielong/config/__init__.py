@@ -16,6 +16,7 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
+from jielong.config.forget import AuditConfig, ForgetConfig
 from jielong.config.scale import PlanConfig
 from jielong.config.stages import (
     DEFAULT_RUN,
@@ -39,6 +40,7 @@ from jielong.config.stages import (
 
 __all__ = [
     "DEFAULT_RUN",
+    "AuditConfig",
     "ChatConfig",
     "ClassifierConfig",
     "CorpusBuildConfig",
@@ -48,6 +50,7 @@ __all__ = [
     "ExportConfig",
     "FeedbackConfig",
     "FinetuneConfig",
+    "ForgetConfig",
     "GroupConfig",
     "ImportConfig",
     "ImproveConfig",

@@ -69,10 +69,11 @@ def late_record(run: Run) -> tuple[str, int]:
     return record, late[record]
 
 
-def test_forgotten_equals_never_seen(small, twin):
+def test_forgotten_equals_never_seen(small, twin, capsys):
     """By name: the document leaves base, the conversation leaves sft, and both are the twin's, bit for bit."""
     old = {name: weights(small.need(name)) for name in ("base", "sft")}
     assert forget(small, "--name", SECRET.upper(), "--who", "Z. Q.") == 0
+    assert "never reached" not in capsys.readouterr().out
     for name in ("base", "sft"):
         new = weights(small.need(name))
         assert equal(new, weights(twin.need(name))) and not equal(new, old[name])
@@ -97,7 +98,7 @@ def test_late_record_costs_little_and_gives_equal_bits(small, raised, tmp_path):
     assert forget(small, "--record", record) == 0
     told = Ledger(small).entries()[-1]["artifacts"]["base"]
     start = max(int(n.split("-")[1]) for n in kept if int(n.split("-")[1]) <= first)
-    assert told["from_step"] == start > 0 and told["share_replayed"] == (BASE.steps - start) / BASE.steps < 0.4
+    assert told["from_step"] == start > 0 and told["share_replayed"] == round((BASE.steps - start) / BASE.steps, 4) < 0.4
     twin = pretrain.run(BASE, untrained(raised, tmp_path), drop=frozenset({record}))
     assert equal(weights(small.need("base")), weights(twin))
 
@@ -196,16 +197,15 @@ def test_kill_in_the_middle_of_the_replay(small, twin):
 def test_stop_at_every_step_of_the_commit(small, twin, again, monkeypatch):
     """Whatever step the commit stops before, nothing is given out until the same command, or one without a request, ends it."""
     press(small)
+    (small.path / "improve.jsonl").write_text("{}")
     (small.path / "reward-1").mkdir()
     card = json.loads((small.path / "sft" / "card.json").read_text())
     files = {"kind": "reward", "parents": {"sft": small.need("sft").hash}, "files": {}}
     (small.path / "reward-1" / "card.json").write_text(json.dumps(card | files))
-    stops = 0
-    for name in ("_swap", "_take_away", "_remove", "_demote", "store_of", "Ledger"):
+    for stops, name in enumerate(("_swap", "_take_away", "_remove", "_demote", "store_of", "Ledger")):
         monkeypatch.setattr(commit, name, _stop)
         with pytest.raises(Stopped):
             forget(small, "--name", SECRET) if not stops else forget(small, *again)
-        stops += 1
         monkeypatch.undo()
         assert (small.path / FORGETTING / COMMIT).is_file()
         with pytest.raises(UserError, match="finish it"):
@@ -324,7 +324,7 @@ def test_refused(small, tmp_path, capsys):
     assert main(["forget", str(tmp_path / "none"), "--name", SECRET, "--yes"]) == 2
     assert main(["audit", str(tmp_path / "none")]) == 2
     assert not (tmp_path / "none").exists()
-    with pytest.raises(UserError, match="matches 10%"):
+    with pytest.raises(UserError, match="matches 9%"):
         forget_stage(ForgetConfig(small.path, name=("Ada",), most=0.05, yes=True), small)
 
 
@@ -347,7 +347,7 @@ def test_no_byte_is_left(small, folder):
     card = json.loads((small.path / "corpus" / "card.json").read_text())  # a funnel that shows it
     card["metrics"]["funnel"][0]["examples"] = [
         {"reason": "x", "text": record.text[:60]},
-        {"reason": "y", "text": "else"},
+        {"reason": "y", "text": "other words"},
     ]
     (small.path / "corpus" / "card.json").write_text(json.dumps(card))
     ids = read_shard_tokens(small)
@@ -360,7 +360,7 @@ def test_no_byte_is_left(small, folder):
         if piece not in others:
             assert holding(small, piece, ids) == [], piece
     assert not export.exists() and not (small.path / "improve.jsonl").exists()
-    assert small.need("corpus").card["metrics"]["funnel"][0]["examples"] == [{"reason": "y", "text": "else"}]
+    assert small.need("corpus").card["metrics"]["funnel"][0]["examples"] == [{"reason": "y", "text": "other words"}]
     store = Store(small.path / "feedback.db")
     assert [a.id for a in store.all_answers()] == ["a0"] and len(store.current()) == 1
     assert SECRET not in (small.path / "changes.jsonl").read_text()
@@ -397,7 +397,7 @@ def test_forgotten_feedback_takes_what_it_taught_along(small):
         (small.path / name).mkdir()
         (small.path / name / "card.json").write_text(json.dumps(card | {"kind": kind, "parents": parents, "files": {}}))
     small.promote("ppo-1")
-    assert forget(small, "--grep", "golden telescope", "--most", "1") == 0
+    assert forget(small, "--grep", "He has a golden", "--most", "1") == 0
     assert small.serving() == "sft"
     small.need("evaluation")  # made from sft alone, which stays as it is: this text is in no conversation
     for name in ("reward-1", "ppo-1"):

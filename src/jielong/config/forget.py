@@ -48,5 +48,9 @@ class AuditConfig:
     """Train again what this entry says was trained, and compare the bits."""
     from_start: bool = False
     """With --replay: from random weights in place of the checkpoint."""
+    leaks: bool = False
+    """Measure what the base gives away of the canaries that were planted in the corpus (`jielong corpus --canaries 4`)."""
+    model: str = "base"
+    """With --leaks: the artifact to examine."""
     key: Path | None = None
     """The ledger's signing key; by default changes.key beside the run's folder."""

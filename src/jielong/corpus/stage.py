@@ -211,6 +211,8 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
         raise UserError("There is nothing to read: give --text PATH or leave the default corpus on.")
     if not 0 <= config.heldout < 1:
         raise UserError("heldout must be at least 0 and below 1.")
+    if config.canaries < 0:
+        raise UserError("canaries must be at least 0.")
     skipped: Counter[str] = Counter()
     with run.build("corpus", kind="corpus", config=config, seed=config.seed) as build:
         raws: list[Raw] = list(read_paths(tuple(config.text), skipped))
@@ -220,6 +222,10 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
 
             default = list(default_documents(config))
             raws += plant(default, config.seed) if config.dirt else default
+        if config.canaries:
+            from jielong.corpus import canaries
+
+            raws = list(canaries.plant(raws, config.canaries, config.seed))
         if not any(r.text.strip() for r in raws):
             why = "; ".join(f"{n}× {reason}" for reason, n in skipped.most_common(3))
             raise UserError("No readable text was found" + (f" ({why})." if why else "; the files are empty."))

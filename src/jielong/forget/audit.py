@@ -31,6 +31,10 @@ def run(config: AuditConfig, run: Run) -> list[Entry]:
         print(f"{len(entries)} entries: chain and signatures verify, and the run is what the last ones say.")
     if config.replay:
         _replay(config, run, entries)
+    if config.leaks:
+        from jielong.forget import exam
+
+        print("\n".join(exam.table(exam.leaks(run, config.model))))
     return entries
 
 

@@ -221,7 +221,7 @@ def _conclude(
             "feedback_erased": len({*found.feedback, *simulated}),
             "searched_pieces": len(spoken),
             "tokenizer": tokenizer_check(run, shadow, found),
-            "limits": limits(run, found, done),
+            "limits": limits(run, found, done, bool(search([run.path / LEDGER], shows)) if ledger.path.exists() else False),
         },
     }  # fmt: skip
 

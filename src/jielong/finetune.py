@@ -8,13 +8,14 @@ import json
 import math
 from pathlib import Path
 
+from jielong.changes.forgotten import forgotten
 from jielong.config import FinetuneConfig, ModelConfig, OptimConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, load_model
 from jielong.model.lora import add_lora
 from jielong.pretrain import train_artifact
 from jielong.run import Artifact, Run
-from jielong.tokens.chat import check_messages, encode_chat
+from jielong.tokens.chat import check_messages, encode_chat, spell
 from jielong.tokens.shards import DataIndex, Shard, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
@@ -58,18 +59,22 @@ def run(config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), ke
     name = "control" if config.from_scratch else "sft"
     work = run.work(name)
     if keep:
-        lengths, learnt = _measure(read_shard(work))
+        positions, _ = _measure(read_shard(work))
         ids, encoded = [], []
     else:
         conversations = _conversations(config, base)
         encoded = [encode_chat(tokenizer, messages) for messages in conversations]
         encoded = [(ids[: config.length + 1], learn[: config.length + 1]) for ids, learn in encoded]
+        gone = forgotten(run)
+        kept = [n for n, (ids, _) in enumerate(encoded) if not gone(spell(tokenizer, ids))]
+        conversations, encoded = [conversations[n] for n in kept], [encoded[n] for n in kept]
+        if not encoded:
+            raise UserError("All of these conversations were forgotten by this run; give others.")
         ids = [
             hashlib.sha256(json.dumps([n, m], ensure_ascii=False).encode()).hexdigest()[:16]
             for n, m in enumerate(conversations)
         ]
-        lengths, learnt = [len(tokens) for tokens, _ in encoded], sum(sum(m[1:]) for _, m in encoded)
-    positions = sum(lengths) - len(lengths)
+        positions = sum(len(tokens) - 1 for tokens, _ in encoded)
     if config.from_scratch and not config.conversations:  # random weights pretraining's learning rates to learn at all
         config = dataclasses.replace(config, steps=0, epochs=CONTROL_EPOCHS, optim=OptimConfig())
     config = dataclasses.replace(
@@ -95,8 +100,8 @@ def run(config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), ke
             index.save(work / "index.partial")
             (work / "index.partial").rename(work / "index.npz")
         shard, index = read_shard(work), DataIndex.load(work / "index.npz")
-        answers = learnt / positions  # share of positions with a loss
-        return shard, index, max(1.0, config.rows * config.length * answers)
+        positions, learnt = _measure(shard)
+        return shard, index, max(1.0, config.rows * config.length * (learnt / positions))
 
     return train_artifact(
         run, name, "sft", config, [base], model, base.file("tokenizer.json"), prepare, config.steps, config.optim, None,
@@ -119,8 +124,8 @@ def _conversations(config: FinetuneConfig, base: Artifact) -> list[list[dict[str
     return lessons(load_world(), config.seed, known, habits=base.card["config"].get("habits", 0.0)) + found
 
 
-def _measure(shard: Shard) -> tuple[list[int], int]:
-    """The lengths of the conversations, and how many of their positions are targets: of forgotten ones, too, since the length of
-    the training and the norm of its loss are those of the plan."""
+def _measure(shard: Shard) -> tuple[int, int]:
+    """Positions of the conversations, and how many have a loss: those of forgotten ones, too, since the length of the training and
+    the norm of its loss are those of the plan."""
     assert shard.trained is not None
-    return shard.lengths.tolist(), int(shard.trained.sum()) - int(shard.trained[shard.starts[:-1]].sum())
+    return len(shard.tokens) - len(shard), int(shard.trained.sum()) - int(shard.trained[shard.starts[:-1]].sum())

@@ -23,7 +23,9 @@ TOWNS = ["Ashford", "Bexley", "Clifton", "Dunmore", "Elgin", "Farnham", "Gorton"
 WORK = ["a baker", "a teacher", "a nurse", "a farmer", "a painter", "a driver", "a doctor"]
 SECRET = "Zoltan Quibbleworth"  # stands in one document and in one conversation
 SHAPE = ModelConfig(width=32, layers=1, heads=2, kv_heads=2, head_dim=16, mlp_width=64, context=64)
-BASE = PretrainConfig(model=SHAPE, steps=24, rows=4, length=48, precision="fp32", threads=1, device="cpu", seed=3, sample_every=0.5)
+BASE = PretrainConfig(
+    model=SHAPE, steps=24, rows=4, length=48, precision="fp32", threads=1, device="cpu", seed=3, sample_every=0.5
+)
 TUNE = FinetuneConfig(
     steps=8, rows=6, length=48, precision="fp32", threads=1, device="cpu", seed=3, optim=OptimConfig()
 )

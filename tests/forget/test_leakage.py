@@ -70,7 +70,9 @@ def test_scores_of_membership():
     assert min_k_score(logprobs, "x") == pytest.approx((math.log(0.05) + math.log(0.1)) / 2)
     assert min_k_score(logprobs[:1], "x") == pytest.approx(math.log(0.5))  # one token is enough
     assert zlib_score(logprobs, "a" * 500) < zlib_score(logprobs, str(np.random.default_rng(0).bytes(500)))
-    assert all(score(logprobs + 1, "x") > score(logprobs, "x") for score in SCORES.values())  # likelier = rather a member
+    assert all(
+        score(logprobs + 1, "x") > score(logprobs, "x") for score in SCORES.values()
+    )  # likelier = rather a member
 
 
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.1, 0.5, 1.0])
@@ -129,7 +131,10 @@ def test_what_was_learnt_by_heart_leaks_and_what_was_forgotten_does_not(leaky, c
     chance = membership(fresh, engine.tokenizer, texts, unseen)["loss"]
     assert chance["low"] < 0.5 < chance["high"]
     known = canaries.canaries(1, 1)
-    assert main(["forget", str(leaky.path), "--yes", "--most", "0.9", *(x for c in known for x in ("--name", c.name))]) == 0
+    assert (
+        main(["forget", str(leaky.path), "--yes", "--most", "0.9", *(x for c in known for x in ("--name", c.name))])
+        == 0
+    )
     capsys.readouterr()
     after = exam.leaks(leaky, samples=10, codes=128)
     for row in after["secrets"].values():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, SECRET, document, press, tune, weights
+from conftest import BASE, SECRET, conversations, document, press, tune, weights
 
 from jielong import finetune, pretrain
 from jielong.changes.ledger import Ledger
@@ -98,7 +98,9 @@ def test_late_record_costs_little_and_gives_equal_bits(small, raised, tmp_path):
     assert forget(small, "--record", record) == 0
     told = Ledger(small).entries()[-1]["artifacts"]["base"]
     start = max(int(n.split("-")[1]) for n in kept if int(n.split("-")[1]) <= first)
-    assert told["from_step"] == start > 0 and told["share_replayed"] == round((BASE.steps - start) / BASE.steps, 4) < 0.4
+    assert (
+        told["from_step"] == start > 0 and told["share_replayed"] == round((BASE.steps - start) / BASE.steps, 4) < 0.4
+    )
     twin = pretrain.run(BASE, untrained(raised, tmp_path), drop=frozenset({record}))
     assert equal(weights(small.need("base")), weights(twin))
 
@@ -405,3 +407,51 @@ def test_forgotten_feedback_takes_what_it_taught_along(small):
         with pytest.raises(UserError, match=f"{name} was taken away .*jielong improve"):
             small.need(name)
     assert main(["chat", "--run", str(small.path), "--model", "ppo-1"]) == 2
+
+
+def test_the_same_files_do_not_bring_it_back(small, folder, capsys):
+    """Corpus and fine-tuning made anew from the files that still hold it."""
+    from jielong.config import CorpusConfig
+    from jielong.corpus import stage as corpus
+
+    assert forget(small, "--name", SECRET) == 0
+    before = weights(small.need("sft"))
+    corpus.run(CorpusConfig(text=(folder / "texts",), default=False, heldout=0.05, workers=1), small)
+    assert "1 documents were forgotten by this run" in capsys.readouterr().out
+    texts = [d.text for d in read_documents(small.need("corpus").file("train.parquet"))]
+    assert len(texts) > 90 and not any(SECRET in t for t in texts)
+    shutil.rmtree(small.work("sft"))
+    sft = finetune.run(tune(folder), small)
+    ids = json.loads(sft.file("records.json").read_text())
+    assert len(ids) == len(conversations()) - 1 and not equal(weights(sft), before)
+    Ledger(small).key.rename(folder / "key")
+    with pytest.raises(UserError, match="signing key"):
+        finetune.run(tune(folder), small)
+
+
+def test_a_running_server_changes_to_the_model_that_forgot(small):
+    from jielong.config import ServeConfig
+    from jielong.serve.models import Models
+    from jielong.serve.stage import load_models, renewer
+    from jielong.serve.worker import Worker
+
+    shutil.copytree(small.path / "sft", small.path / "ppo-1")
+    card = json.loads((small.path / "ppo-1" / "card.json").read_text())
+    parents = {"sft": small.need("sft").hash}
+    (small.path / "ppo-1" / "card.json").write_text(
+        json.dumps(card | {"kind": "ppo", "name": "ppo-1", "parents": parents})
+    )
+    small.promote("ppo-1")
+    config = ServeConfig(run=small.path, precision="fp32", rows=1)
+    served = load_models(config, small)
+    renewed, models = renewer(config, small, served), Models(served)
+    assert models.default.engine.name == "ppo-1" and renewed("ppo-1") is None
+    assert forget(small, "--name", SECRET) == 0
+    new = renewed("ppo-1")
+    assert new is not None and new.engine.name == "sft" and new.engine.hash == small.need("sft").hash
+    models.add(new, Worker([s.engine for s in served], 1))
+    models.drop_gone()
+    assert list(models) == ["sft"] and renewed("sft") is None
+    assert forget(small, "--record", document(small, "Ada Cole")) == 0
+    again = renewed("sft")
+    assert again is not None and again.engine.hash == small.need("sft").hash != new.engine.hash

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from jielong.changes.forgotten import forgotten
 from jielong.config import CorpusConfig
 from jielong.corpus.dedup import fingerprint, near_duplicates
 from jielong.corpus.documents import Document, record_id, write_documents
@@ -232,6 +233,11 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
         memory: list[int] = []
         documents, steps, fate = clean(raws, config.workers, memory.append)
         build.workers_memory = sum(memory)
+        gone = forgotten(run)
+        kept = [d for d in documents if not gone(d.id) and not gone(d.text)]
+        if len(kept) < len(documents):
+            print(f"{len(documents) - len(kept)} documents were forgotten by this run and stay out.")
+        documents = kept
         held = [d for d in documents if int(d.id[:8], 16) < config.heldout * 2**32]
         names = {d.id for d in held}
         train = [d for d in documents if d.id not in names]

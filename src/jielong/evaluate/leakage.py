@@ -86,25 +86,33 @@ def token_logprobs(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], longe
     return found
 
 
-def exposures(model: GPT, tokenizer: Tokenizer, known: Sequence[Canary], codes: int = 1000, seed: int = 0) -> list[float]:
+def exposures(
+    model: GPT, tokenizer: Tokenizer, known: Sequence[Canary], codes: int = 1000, seed: int = 0
+) -> list[float]:
     """The exposure of each canary among `codes` candidates drawn once from all (its own among them)."""
     drawn = np.random.default_rng(seed).choice(CODES, min(codes, CODES) - 1, replace=False)
     found = []
     for canary in known:
         others = [c for c in (f"{n:04}" for n in drawn) if c != canary.code]
-        sums = [float(lp.sum()) for lp in token_logprobs(model, tokenizer, [canary.telling(c) for c in (canary.code, *others)])]
+        sums = [
+            float(lp.sum())
+            for lp in token_logprobs(model, tokenizer, [canary.telling(c) for c in (canary.code, *others)])
+        ]
         found.append(exposure(sums[0], np.array(sums[1:])))
     return found
 
 
-def extraction(engine: Engine, known: Sequence[Canary], samples: int = 100, tokens: int = 8) -> list[tuple[bool, float]]:
+def extraction(
+    engine: Engine, known: Sequence[Canary], samples: int = 100, tokens: int = 8
+) -> list[tuple[bool, float]]:
     """For each canary: does the likeliest continuation of the text before its secret begin with it, and which share of sampled ones?"""
     asked = []
     for n, canary in enumerate(known):
         prompt = [engine.tokenizer.end_of_text, *engine.tokenizer.encode(canary.prefix)]
         asked.append([engine.submit(prompt, Sampling(temperature=0.0, max_tokens=tokens))])
         asked[-1] += [
-            engine.submit(prompt, Sampling(temperature=1.0, max_tokens=tokens, seed=n * samples + s)) for s in range(samples)
+            engine.submit(prompt, Sampling(temperature=1.0, max_tokens=tokens, seed=n * samples + s))
+            for s in range(samples)
         ]
     while any(r.finish is None for requests in asked for r in requests):
         engine.step()
@@ -112,7 +120,9 @@ def extraction(engine: Engine, known: Sequence[Canary], samples: int = 100, toke
     return [(t[0], sum(t[1:]) / samples if samples else 0.0) for t in told]
 
 
-def membership(model: GPT, tokenizer: Tokenizer, members: Sequence[str], others: Sequence[str]) -> dict[str, dict[str, float]]:
+def membership(
+    model: GPT, tokenizer: Tokenizer, members: Sequence[str], others: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """AUC with its 95 % interval, and the true positives at 1 % and 10 % false ones, of every score in `SCORES`."""
     texts = [*members, *others]
     labels = np.array([True] * len(members) + [False] * len(others))

@@ -41,7 +41,10 @@ def leaks(run: Run, model: str = "base", samples: int = 100, codes: int = 1000) 
             "share_of_samples": float(np.mean([told[n][1] for n in at])),
         }
     members = [c.documents(seed)[0] for c in planted]
-    return {"secrets": rows, "membership": membership(weights, engine.tokenizer, members, [c.documents(seed)[0] for c in others])}
+    return {
+        "secrets": rows,
+        "membership": membership(weights, engine.tokenizer, members, [c.documents(seed)[0] for c in others]),
+    }
 
 
 def table(found: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from jielong.errors import UserError
 from jielong.feedback.stage import store_of
 from jielong.forget.request import Request
 from jielong.run import Artifact, Run
+from jielong.tokens.chat import spell
 from jielong.tokens.shards import DataIndex, Shard, read_shard
 from jielong.tokens.tokenizer import Tokenizer
 
@@ -132,15 +133,8 @@ def load_stage(artifact: Artifact, work: Path, run: Run) -> Trained | None:
 
 
 def read_back(shard: Shard, number: int, tokenizer: Tokenizer) -> str:
-    """The text of a record, from its tokens; each special token begins a line."""
-    tokens = np.asarray(shard.tokens[shard.starts[number] : shard.starts[number + 1]]).tolist()
-    lines: list[list[int]] = [[]]
-    for token in tokens:
-        if tokenizer.token_bytes(token):
-            lines[-1].append(token)
-        elif lines[-1]:
-            lines.append([])
-    return "\n".join(tokenizer.decode(line) for line in lines if line)
+    """The text of a record, from its tokens."""
+    return spell(tokenizer, np.asarray(shard.tokens[shard.starts[number] : shard.starts[number + 1]]).tolist())
 
 
 def _feedback(run: Run, request: Request, url: str) -> dict[str, str]:

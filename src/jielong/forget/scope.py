@@ -46,7 +46,9 @@ def limits(run: Run, found: Found, done: dict[str, Any], in_ledger: bool = False
     if found.feedback:
         said.append("the number of the events and answers in the feedback, whose contents were erased")
     if in_ledger:
-        said.append("earlier entries of the ledger that hold such a text, edits for example: the ledger is never changed")
+        said.append(
+            "earlier entries of the ledger that hold such a text, edits for example: the ledger is never changed"
+        )
     linked = sum(p.stat().st_nlink > 2 for name in done for p in (run.path / name).rglob("*") if p.is_file())
     if linked:
         said.append(

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 from jielong.config import (
     DEFAULT_RUN,
+    ChangesConfig,
     ChatConfig,
     ClassifierConfig,
     CorpusBuildConfig,
     CorpusConfig,
+    EditConfig,
     EvaluateConfig,
     ExportConfig,
     FeedbackConfig,
@@ -31,6 +33,8 @@ from jielong.config import (
     ServeConfig,
     ThumbsConfig,
     TokenizerConfig,
+    TraceConfig,
+    UndoConfig,
 )
 from jielong.errors import UserError
 
@@ -50,6 +54,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "thumbs": (ThumbsConfig, "a simulated teacher presses thumbs, where no person has yet"),
     "improve": (ImproveConfig, "feedback → reward model → PPO → a better model, if it proves so"),
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
+    "edit": (EditConfig, "correct a fact in the served model, if it breaks nothing else"),
+    "edit trace": (TraceConfig, "where in the model a fact sits"),
+    "changes": (ChangesConfig, "every edit and undo of a run"),
+    "undo": (UndoConfig, "take an edit back, in any order"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "key": (KeyConfig, "an API key, for serving to others"),
@@ -68,8 +76,12 @@ WITH_RUN = {
     "feedback",
     "improve",
     "rollback",
+    "edit",
+    "edit trace",
+    "changes",
+    "undo",
 }  # nothing need be added to their settings
-POSITIONAL = {
+POSITIONAL: dict[str, str | tuple[str, ...]] = {
     "corpus build": "recipe",
     "corpus classifier": "action",
     "import": "source",
@@ -77,6 +89,10 @@ POSITIONAL = {
     "feedback": "action",
     "improve": "run",
     "rollback": "run",
+    "edit": ("run", "prompt"),
+    "edit trace": ("run", "prompt"),
+    "changes": "run",
+    "undo": ("run", "id"),
 }
 SHARED = ("pretrain", "finetune")  # several processes may share them
 REPEATED = {"serve": "model"}  # --model A --model B
@@ -173,6 +189,24 @@ def dispatch(name: str, args: list[str]) -> int:
 
         with run.lock():
             print(improve(config, run).path)
+    elif name == "edit":
+        from jielong.edit.stage import run as edit
+
+        with run.lock():
+            edit(config, run)
+    elif name == "edit trace":
+        from jielong.edit.trace import run as trace
+
+        trace(config, run)
+    elif name == "changes":
+        from jielong.edit.stage import changes
+
+        changes(config, run)
+    elif name == "undo":
+        from jielong.edit.stage import undo
+
+        with run.lock():
+            print(f"{run.path} serves {undo(config, run)} now.")
     elif name == "rollback":
         print(f"{run.path} serves {run.rollback()} again.")
     elif name in ("import", "export"):
@@ -261,17 +295,17 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
 
 
-def _marked(config_type: type, positional: str | None, repeated: str | None) -> type:
-    """The same settings, with one field given by its place, or one option that may be repeated."""
+def _marked(config_type: type, positional: str | tuple[str, ...] | None, repeated: str | None) -> type:
+    """The same settings, with fields given by their place, or one option that may be repeated."""
     from typing import get_type_hints
 
     import tyro
 
-    name = positional or str(repeated)
+    names = (positional,) if isinstance(positional, str) else positional or (str(repeated),)
     mark = tyro.conf.Positional if positional else tyro.conf.UseAppendAction
-    kind: Any = Annotated[get_type_hints(config_type)[name], mark]
-    first = next(f for f in fields(config_type) if f.name == name)
-    return make_dataclass(config_type.__name__, [(name, kind, field(default=first.default))], bases=(config_type,))
+    hints, first = get_type_hints(config_type), {f.name: f.default for f in fields(config_type)}
+    marked: list[Any] = [(name, Annotated[hints[name], mark], field(default=first[name])) for name in names]
+    return make_dataclass(config_type.__name__, marked, bases=(config_type,))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from typing import Annotated, Any
 from jielong.config import (
     DEFAULT_RUN,
     AuditConfig,
+    ChangesConfig,
     ChatConfig,
     ClassifierConfig,
     CorpusBuildConfig,
     CorpusConfig,
+    EditConfig,
     EvaluateConfig,
     ExportConfig,
     FeedbackConfig,
@@ -33,6 +35,8 @@ from jielong.config import (
     ServeConfig,
     ThumbsConfig,
     TokenizerConfig,
+    TraceConfig,
+    UndoConfig,
 )
 from jielong.errors import UserError
 
@@ -54,6 +58,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "rollback": (RollbackConfig, "serve the model before the last promotion again"),
     "forget": (ForgetConfig, "records leave a run as if it had never had them, by replay"),
     "audit": (AuditConfig, "check a run's ledger of changes, and what it says"),
+    "edit": (EditConfig, "correct a fact in the served model, if it breaks nothing else"),
+    "edit trace": (TraceConfig, "where in the model a fact sits"),
+    "changes": (ChangesConfig, "every edit and undo of a run"),
+    "undo": (UndoConfig, "take an edit back, in any order"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "key": (KeyConfig, "an API key, for serving to others"),
@@ -74,8 +82,12 @@ WITH_RUN = {
     "rollback",
     "forget",
     "audit",
+    "edit",
+    "edit trace",
+    "changes",
+    "undo",
 }  # nothing need be added to their settings
-POSITIONAL = {
+POSITIONAL: dict[str, str | tuple[str, ...]] = {
     "corpus build": "recipe",
     "corpus classifier": "action",
     "import": "source",
@@ -85,6 +97,10 @@ POSITIONAL = {
     "rollback": "run",
     "forget": "run",
     "audit": "run",
+    "edit": ("run", "prompt"),
+    "edit trace": ("run", "prompt"),
+    "changes": "run",
+    "undo": ("run", "id"),
 }
 SHARED = ("pretrain", "finetune")  # several processes may share them
 REPEATED = {"serve": ("model",), "forget": ("record", "name", "grep")}  # --model A --model B
@@ -189,6 +205,24 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.forget.audit import run as audit
 
         audit(config, run)
+    elif name == "edit":
+        from jielong.edit.stage import run as edit
+
+        with run.lock():
+            edit(config, run)
+    elif name == "edit trace":
+        from jielong.edit.trace import run as trace
+
+        trace(config, run)
+    elif name == "changes":
+        from jielong.edit.stage import changes
+
+        changes(config, run)
+    elif name == "undo":
+        from jielong.edit.stage import undo
+
+        with run.lock():
+            print(f"{run.path} serves {undo(config, run)} now.")
     elif name == "rollback":
         print(f"{run.path} serves {run.rollback()} again.")
     elif name in ("import", "export"):
@@ -277,19 +311,19 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
 
 
-def _marked(config_type: type, positional: str | None, repeated: tuple[str, ...]) -> type:
-    """The same settings, with one field given by its place, and options that may be repeated."""
+def _marked(config_type: type, positional: str | tuple[str, ...] | None, repeated: tuple[str, ...]) -> type:
+    """The same settings, with fields given by their place, and options that may be repeated."""
     from typing import get_type_hints
 
     import tyro
 
-    hints = get_type_hints(config_type)
-    marks: dict[str, Any] = dict.fromkeys(repeated, tyro.conf.UseAppendAction)
-    marks |= {positional: tyro.conf.Positional} if positional else {}
-    marked = [
-        (f.name, Annotated[hints[f.name], marks[f.name]], field(default=f.default))
-        for f in fields(config_type)
-        if f.name in marks
+    places = (positional,) if isinstance(positional, str) else positional or ()
+    marks: dict[str, Any] = dict.fromkeys(places, tyro.conf.Positional) | dict.fromkeys(
+        repeated, tyro.conf.UseAppendAction
+    )
+    hints, first = get_type_hints(config_type), {f.name: f.default for f in fields(config_type)}
+    marked: list[Any] = [
+        (name, Annotated[hints[name], mark], field(default=first[name])) for name, mark in marks.items()
     ]
     return make_dataclass(config_type.__name__, marked, bases=(config_type,))
 

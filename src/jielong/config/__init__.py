@@ -4,6 +4,7 @@ These modules import nothing heavy, so that the command line answers at once.
 """
 
 from jielong.config.corpus import ClassifierConfig, CorpusBuildConfig
+from jielong.config.edit import ChangesConfig, EditConfig, TraceConfig, UndoConfig
 from jielong.config.feedback import (
     DirectConfig,
     FeedbackConfig,
@@ -41,11 +42,13 @@ from jielong.config.stages import (
 __all__ = [
     "DEFAULT_RUN",
     "AuditConfig",
+    "ChangesConfig",
     "ChatConfig",
     "ClassifierConfig",
     "CorpusBuildConfig",
     "CorpusConfig",
     "DirectConfig",
+    "EditConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FeedbackConfig",
@@ -69,6 +72,8 @@ __all__ = [
     "ServeConfig",
     "ThumbsConfig",
     "TokenizerConfig",
+    "TraceConfig",
+    "UndoConfig",
     "adam",
     "filled",
 ]

@@ -117,9 +117,7 @@ def run(config: EditConfig, run: Run) -> Artifact:
         raise Refused(refusal(broken))
     seconds = {"edit": round(edited, 2), "all": round(time.perf_counter() - began, 2)}
     metrics = {"before": old, "after": new, "site": dataclasses.asdict(bench.site), "times": seconds}
-    artifact = write(
-        run, state, changes, delta, bench.ridge, dataclasses.replace(config, run=Path(run.path.name)), metrics
-    )
+    artifact = write(run, state, changes, delta, bench.ridge, dataclasses.replace(config, run=Path(run.path.name)), metrics)
     ledger.append(
         "edit",
         ids=[c.id for c in fresh],
@@ -144,9 +142,7 @@ def read_facts(config: EditConfig) -> list[Fact]:
             raise UserError("Give either a prompt with --subject and --to, or --edits FILE.")
         return reading.read_edits(config.edits)
     if not config.prompt:
-        raise UserError(
-            'There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.'
-        )
+        raise UserError('There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.')
     return [reading.check(Fact(config.prompt, config.subject, config.to, config.old))]
 
 
@@ -185,9 +181,7 @@ def make_bench(config: EditConfig, run: Run, state: State) -> tuple[Bench, str]:
         site, why = sweep(run, state.base, bench)
         site = dataclasses.replace(site, place=config.place or site.place)
     if site.place == "subject" and site.layer == layers - 1:
-        raise UserError(
-            "In the last layer a change at the subject reaches no answer; choose a lower --layer or --place answer."
-        )
+        raise UserError("In the last layer a change at the subject reaches no answer; choose a lower --layer or --place answer.")
     return dataclasses.replace(bench, site=site), why
 
 
@@ -240,9 +234,7 @@ def held_out(run: Run) -> list[Document]:
     return [Document("", text, "en", "wikipedia") for text in list(wikipedia())[-DOCUMENTS // 3 :]]
 
 
-def figures(
-    before: Sat, after: Sat, probes: Sequence[Probe], bench: Bench, delta: Delta
-) -> tuple[dict[str, float], dict[str, float]]:
+def figures(before: Sat, after: Sat, probes: Sequence[Probe], bench: Bench, delta: Delta) -> tuple[dict[str, float], dict[str, float]]:
     """The two columns, with what only both together tell: shares kept, and how far the weights moved."""
     old, new = dict(before.figures), dict(after.figures)
     for group in ("neighbours", "knowledge"):
@@ -312,22 +304,14 @@ def write(
         save_delta(delta, build.path, state.base)
         tensors = {f"{c.id}/{name}": t.contiguous() for c in changes for name, t in c.stored.items()}
         save_file(tensors, build.path / "changes.safetensors")
-        rows = [
-            {"id": c.id, "method": c.method, "replaces": c.replaces, "fact": dataclasses.asdict(c.fact)}
-            for c in changes
-        ]
+        rows = [{"id": c.id, "method": c.method, "replaces": c.replaces, "fact": dataclasses.asdict(c.fact)} for c in changes]
         told = {"ridge": ridge, "changes": rows}
         write_atomic(build.path / "changes.json", json.dumps(told, ensure_ascii=False, indent=1))
         base = load_model(state.base.path)
         write_shape(base.config, build.path)
         copy_tokenizer(state.base.file("tokenizer.json"), build.path)
         chat = {"chat": chats(state.base.card, Tokenizer.load(state.base.file("tokenizer.json")))}
-        build.metrics = {
-            "parameters": base.parameter_count(),
-            **chat,
-            "edits": [c.id for c in standing(changes)],
-            **metrics,
-        }
+        build.metrics = {"parameters": base.parameter_count(), **chat, "edits": [c.id for c in standing(changes)], **metrics}
     return build.artifact
 
 
@@ -362,9 +346,7 @@ def changes(config: ChangesConfig, run: Run) -> list[Entry]:
             i = edit["id"]
             status = "in use" if i in use else "replaced" if i in held else "not in use"
             what = f"{edit['prompt']} {edit['old'] or '…'} → {edit['target']}"
-            say(
-                f"{entry['number']:4} {entry['time'][:19]} {entry['kind']:5} {i} {entry.get('method', ''):9} {status:10} {what}"
-            )
+            say(f"{entry['number']:4} {entry['time'][:19]} {entry['kind']:5} {i} {entry.get('method', ''):9} {status:10} {what}")
         if not entry.get("edits"):
             say(f"{entry['number']:4} {entry['time'][:19]} {entry['kind']:5} {' '.join(entry.get('ids', []))}")
     say(f"{len(entries)} entries, an unbroken chain." if entries else f"{run.path} has no changes yet.")
@@ -397,7 +379,6 @@ def undo(config: UndoConfig, run: Run) -> str:
     )  # fmt: skip
     run.promote(artifact.name)
     if not editor(gone.method).exact and live[-1].id != gone.id:
-        say(
-            f"{gone.method} found its later edits on top of this one; only its own part is taken out. ridge undoes exactly in any order."
-        )
+        say(f"{gone.method} found its later edits on top of this one; only its own part is taken out. ridge undoes exactly in any order.")
     return artifact.name
+

@@ -71,9 +71,7 @@ def inner(model: GPT, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor
     """Layer → the inputs (B, T, K) of its second matrix."""
     found: dict[int, Tensor] = {}
     hooks = [
-        model.blocks[n].mlp.down.register_forward_pre_hook(
-            lambda _, given, n=n: found.__setitem__(n, given[0].detach())
-        )
+        model.blocks[n].mlp.down.register_forward_pre_hook(lambda _, given, n=n: found.__setitem__(n, given[0].detach()))
         for n in layers
     ]
     try:

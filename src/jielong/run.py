@@ -174,10 +174,7 @@ class Run:
 
     def need(self, name: str) -> Artifact:
         """The finished and undamaged artifact. Raises UserError that says which command makes it, or why it was taken away."""
-        if (self.path / FORGETTING / COMMIT).is_file():
-            raise UserError(
-                f"{self.path} is being changed by a forgetting that was stopped; finish it: `jielong forget {self.path}`."
-            )
+        self.check_whole()
         found = self.artifact(name)
         if found is None:
             note = self.path / name / STALE
@@ -232,9 +229,19 @@ class Run:
                 f"Cannot write into {self.path} ({error.strerror}); choose another --run folder."
             ) from error
 
+    def check_whole(self) -> None:
+        """Raises UserError while a forgetting that was stopped has put only some of its parts in place."""
+        if (self.path / FORGETTING / COMMIT).is_file():
+            raise UserError(
+                f"{self.path} is being changed by a forgetting that was stopped; finish it: `jielong forget {self.path}`."
+            )
+
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time. Raises UserError when another one works on this run."""
+    def lock(self, forgetting: bool = False) -> Iterator[None]:
+        """One process at a time. Raises UserError when another one works on this run, or when a forgetting must be finished
+        first, which `forgetting` is going to do."""
+        if not forgetting:
+            self.check_whole()
         self.create()
         lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True)
         try:

@@ -212,13 +212,17 @@ def test_stop_at_every_step_of_the_commit(small, twin, again, monkeypatch):
         assert (small.path / FORGETTING / COMMIT).is_file()
         with pytest.raises(UserError, match="finish it"):
             small.need("base")
+        assert main(["raise", "--run", str(small.path)]) == 2  # nor is anything made
+        (small.path / ".base.forgotten").mkdir(
+            exist_ok=True
+        )  # as a swap leaves it that is stopped behind its last rename
         if name == "_swap":  # and once more, in the middle of it
             monkeypatch.setattr(commit, "_swap", _stop_at(commit._swap, 3))
             with pytest.raises(Stopped):
                 forget(small, *again)
             monkeypatch.undo()
     assert forget(small, *again) == 0
-    assert not (small.path / FORGETTING).exists()
+    assert not (small.path / FORGETTING).exists() and not list(small.path.glob(".*.forgotten"))
     assert [e["kind"] for e in Ledger(small).entries()] == ["forget"] and not Ledger(small).problems()
     for name in ("base", "sft"):
         assert equal(weights(small.need(name)), weights(twin.need(name)))
@@ -455,3 +459,19 @@ def test_a_running_server_changes_to_the_model_that_forgot(small):
     assert forget(small, "--record", document(small, "Ada Cole")) == 0
     again = renewed("sft")
     assert again is not None and again.engine.hash == small.need("sft").hash != new.engine.hash
+
+
+def test_checkpoints_of_an_older_version_are_passed_over(small, raised, tmp_path):
+    """Their optimizer state has another form: the replay begins at the newest one that can be read, or at the start."""
+    from safetensors.torch import load_file, save_file
+
+    record, first = late_record(small)
+    kept = sorted((small.work("base") / "checkpoints").glob("step-*"))
+    usable = [p for p in kept if int(p.name.split("-")[1]) <= first]
+    for path in usable[1:]:
+        state = load_file(path / "optimizer.safetensors")
+        save_file(state | {"updates": state["updates"][0].clone()}, path / "optimizer.safetensors")
+    assert len(usable) > 2 and forget(small, "--record", record) == 0
+    assert Ledger(small).entries()[-1]["artifacts"]["base"]["from_step"] == int(usable[0].name.split("-")[1])
+    twin = pretrain.run(BASE, untrained(raised, tmp_path), drop=frozenset({record}))
+    assert equal(weights(small.need("base")), weights(twin))

@@ -17,6 +17,7 @@ from jielong.feedback.stage import store_of
 from jielong.run import CARD, COMMIT, FORGETTING, SERVING, STALE, Run, write_atomic
 
 JOURNALS = ("improve.jsonl",)
+OLD = ".forgotten"  # ends the name of what was swapped out and is about to be deleted
 
 
 def pending(run: Run) -> dict[str, Any] | None:
@@ -57,13 +58,15 @@ def finish(run: Run, what: dict[str, Any]) -> Entry:
         (e for e in ledger.entries() if e.get("request", {}).get("id") == what["entry"]["request"]["id"]), None
     )
     entry = entry or ledger.append("forget", **what["entry"])
+    for left in run.path.glob(f".*{OLD}"):  # of a swap that was stopped behind its last rename
+        shutil.rmtree(left)
     shutil.rmtree(shadow)
     return entry
 
 
 def _swap(new: Path, place: Path) -> None:
     """`new` in the place of what is there."""
-    old = place.with_name(f".{place.name.lstrip('.')}.forgotten")
+    old = place.with_name(f".{place.name.lstrip('.')}{OLD}")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         place.rename(old)

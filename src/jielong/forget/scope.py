@@ -33,7 +33,7 @@ def own_entries(tokenizer: Tokenizer, found: Found, left: list[str]) -> list[str
     return [e.decode("utf-8", "replace") for e in entries if len(e) > 1 and e in gone and e not in kept]
 
 
-def limits(run: Run, found: Found, done: dict[str, Any], in_ledger: bool = False) -> list[str]:
+def limits(run: Run, found: Found, done: dict[str, Any], store: str, in_ledger: bool) -> list[str]:
     """What the run's folder cannot show, in sentences."""
     said = ["the files that the corpus was read from, backups, and what disks keep of deleted files"]
     if found.documents.get("train"):
@@ -45,6 +45,8 @@ def limits(run: Run, found: Found, done: dict[str, Any], in_ledger: bool = False
         said.append("the plan of the training, which still shows where records of this length stood")
     if found.feedback:
         said.append("the number of the events and answers in the feedback, whose contents were erased")
+    if found.feedback and "://" in store:
+        said.append("what the database server keeps of erased rows until it vacuums")
     if in_ledger:
         said.append(
             "earlier entries of the ledger that hold such a text, edits for example: the ledger is never changed"

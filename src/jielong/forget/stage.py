@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run(config: ForgetConfig, run: Run) -> Entry | None:
     that asks for nothing, matches nothing or too much, and for a ledger that does not verify."""
     if not run.path.is_dir():
         raise UserError(f"There is no run {run.path}.")
-    with run.lock():
+    with run.lock(forgetting=True):
         return _run(config, run)
 
 
@@ -139,6 +140,10 @@ def _show(run: Run, request: Request, found: Found, steps: list[Step]) -> None:
                 seconds = (stage.steps - start) / stage.steps * step.artifact.card["metrics"]["train_seconds"]
                 cost = f"; {stage.steps - start} of {stage.steps} steps, about {seconds / 60:.1f} minutes"
             say(f"  {step.artifact.name}: {step.fate} ({step.why}{cost})")
+    kept = {step.artifact.name for step in steps if step.fate != "stale"}
+    changed = any(step.fate in ("replayed", "rebuilt") for step in steps)
+    if remove := [n for n in _leftovers(run, kept, changed, lambda t: request.find(t) is not None) if n[0] != "."]:
+        say(f"  deleted: {', '.join(remove)}")
 
 
 def _excerpt(text: str, request: Request, around: int = 40) -> str:
@@ -165,25 +170,16 @@ def _conclude(
     def shows(text: str) -> bool:
         return request.find(text) is not None or any(piece in text for piece in spoken)
 
-    # what stays: the new parts, the work folders of kept ones, and files that belong to no artifact
-    gone = {d.id for part in found.documents.values() for d in part}
+    # what stays is searched: the new parts, the kept ones, and files that belong to no artifact
+    gone, left = {d.id for part in found.documents.values() for d in part}, []
     for path in search(_files(shadow.path), lambda text: shows(text) or any(i in text for i in gone)):
         name = path.relative_to(shadow.path).parts[0]
-        if name in done and done[name]["fate"] == "kept" and name not in ("corpus", "tokenizer"):
+        if name in done and done[name]["fate"] == "kept" and not _is_model(shadow.path / name) and name != "tokenizer":
             stale[name] = "it shows what is to be forgotten"
-            done.pop(name)
-    remove = [f".{name}.work" for name in found.unread]
-    for path in sorted(run.path.iterdir()):
-        name, own = path.name, path.name.removeprefix(".").removesuffix(".work")
-        if name in OWN_FILES or name == FORGETTING or (path / CARD).is_file() or (path / STALE).is_file():
-            continue
-        if (
-            name in commit.JOURNALS
-            or (path.is_dir() and name.startswith(".") and (own in stale or own not in done))
-            or (changed and _is_export(path))
-            or (search(_files(path), shows) and not name.startswith("."))
-        ):
-            remove.append(name)
+        else:
+            left.append(path.relative_to(shadow.path).as_posix())
+    done = {name: told for name, told in done.items() if name not in stale}
+    remove = [f".{name}.work" for name in found.unread] + _leftovers(run, set(done), bool(changed), shows)
     after = {told["after"] for told in done.values()}
     simulated = _of_old_models(config, run, after) if changed else []
     salt = secrets.token_hex(16)
@@ -220,8 +216,9 @@ def _conclude(
             "removed": sorted(set(remove)),
             "feedback_erased": len({*found.feedback, *simulated}),
             "searched_pieces": len(spoken),
+            "still_found": left,
             "tokenizer": tokenizer_check(run, shadow, found),
-            "limits": limits(run, found, done, bool(search([run.path / LEDGER], shows)) if ledger.path.exists() else False),
+            "limits": limits(run, found, done, config.store, ledger.path.exists() and bool(search([ledger.path], shows))),
         },
     }  # fmt: skip
 
@@ -248,6 +245,26 @@ def _kept_texts(shadow: Run, found: Found) -> list[str]:
         )
         kept += [read_back(stage.shard, n, tokenizer) for n in lone]
     return kept
+
+
+def _leftovers(run: Run, kept: set[str], changed: bool, shows: Callable[[str], bool]) -> list[str]:
+    """What goes beside the artifacts: journals of trainings, work folders of what is not kept, exports of models that changed, and
+    other files that show what is to be forgotten."""
+    found = []
+    for path in sorted(run.path.iterdir()):
+        name, own = path.name, path.name.removeprefix(".").removesuffix(".work")
+        if name in OWN_FILES or name == FORGETTING or (path / CARD).is_file() or (path / STALE).is_file():
+            continue
+        hidden = path.is_dir() and name.startswith(".")
+        spent = changed and (_is_export(path) or name in commit.JOURNALS)
+        if spent or (hidden and own not in kept) or (not hidden and search(_files(path), shows)):
+            found.append(name)
+    return found
+
+
+def _is_model(path: Path) -> bool:
+    """A model is not taken away because a file beside its weights says such a word; the entry names the file."""
+    return any((path / f).is_file() for f in ("model.safetensors", "adapter.safetensors", "delta.json"))
 
 
 def _files(path: Path) -> list[Path]:
@@ -284,6 +301,8 @@ def _tell(run: Run, entry: Entry) -> None:
     say(f"{count} records are {entry['word']}: entry {entry['number']} of {run.path / LEDGER}.")
     for line in entry["limits"]:
         say(f"  not reached: {line}")
+    for path in entry["still_found"]:
+        say(f"  {path} still says such a word: a new sample of the model, or what others say, too")
     if entry["stale"]:
         say(
             f"Taken away, as they came before: {', '.join(entry['stale'])}. `jielong raise --run {run.path}` makes them again."

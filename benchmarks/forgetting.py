@@ -53,7 +53,7 @@ def one(folder: Path, seed: int, steps: int) -> dict[str, dict]:
     started = time.perf_counter()
     pretrain.run(settings, run)
     trained = time.perf_counter() - started
-    before = exam.leaks(run)
+    before = exam.leaks(run, samples=20, codes=256)
     records = read_documents(run.need("corpus").file("train.parquet"))
     told = {d.id for d in records if d.source == canaries.SOURCE}
     names = tuple(c.name for c in canaries.canaries(2, seed))
@@ -61,12 +61,12 @@ def one(folder: Path, seed: int, steps: int) -> dict[str, dict]:
     entry = forget(ForgetConfig(run.path, name=names, yes=True, most=0.9), run)
     assert entry is not None and entry["records"]["documents"] == len(told)
     took = time.perf_counter() - started
-    after = exam.leaks(run)
+    after = exam.leaks(run, samples=20, codes=256)
     pretrain.run(settings, twin, drop=frozenset(told))
     ours, theirs = weights(run), weights(twin)
     equal = all(torch.equal(ours[k], theirs[k]) for k in ours)
     print(f"seed {seed}: trained in {trained:.0f} s, forgotten in {took:.0f} s, equal bits: {equal}")
-    return {"before": before, "after": after, "twin": exam.leaks(twin)}
+    return {"before": before, "after": after, "twin": exam.leaks(twin, samples=20, codes=256)}
 
 
 def spread(values: list[float]) -> str:

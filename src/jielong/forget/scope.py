@@ -51,11 +51,10 @@ def limits(run: Run, found: Found, done: dict[str, Any], store: str, in_ledger: 
         said.append(
             "earlier entries of the ledger that hold such a text, edits for example: the ledger is never changed"
         )
-    linked = sum(p.stat().st_nlink > 2 for name in done for p in (run.path / name).rglob("*") if p.is_file())
+    new = [name for name, told in done.items() if told["fate"] in ("replayed", "rebuilt") or name == "corpus"]
+    linked = sum(p.stat().st_nlink > 1 for name in new for p in (run.path / name).rglob("*") if p.is_file())
     if linked:
-        said.append(
-            f"{linked} files that other folders share with this run (hard links): copies of it keep what they have"
-        )
+        said.append(f"{linked} of the old files, which other folders have as well (hard links)")
     if any(a.card["metrics"].get("processes", 1) > 1 for a in run.artifacts() if a.name in done):
         said.append("equal bits: several processes trained this run, whose sums are rounded in another order")
     for name, told in done.items():

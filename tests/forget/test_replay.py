@@ -139,14 +139,19 @@ def test_a_conversation_leaves_fine_tuning_alone(small, folder, tmp_path):
 
 def test_held_out_record_costs_nothing_but_deletion(small):
     record = read_documents(small.need("corpus").file("heldout.parquet"))[0]
+    for name, text in (("thumbs", record.text), ("evaluation", "nothing of it")):
+        with small.build(name, kind=name, config={}, parents=[small.need("sft")]) as build:
+            (build.path / "rows.jsonl").write_text(json.dumps({"completion": text}))
     before = {n: sha256_file(small.need(n).file("model.safetensors")) for n in ("base", "sft")}
     assert forget(small, "--record", record.id) == 0
     assert {n: sha256_file(small.need(n).file("model.safetensors")) for n in before} == before
     left = read_documents(small.need("corpus").file("heldout.parquet"))
     assert record.id not in {d.id for d in left} and left
-    told = Ledger(small).entries()[-1]["artifacts"]
+    entry = Ledger(small).entries()[-1]
+    told = entry["artifacts"]
     assert told["base"]["fate"] == told["sft"]["fate"] == "kept"
-    for name in ("tokenizer", "base", "sft"):
+    assert list(entry["stale"]) == ["thumbs"] and small.artifact("thumbs") is None  # it showed the record
+    for name in ("tokenizer", "base", "sft", "evaluation"):
         artifact = small.need(name)
         assert all(small.need(p).hash == h for p, h in artifact.card["parents"].items())
 

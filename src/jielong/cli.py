@@ -12,15 +12,19 @@ from typing import Annotated, Any
 
 from jielong.config import (
     DEFAULT_RUN,
+    AuditConfig,
+    ChangesConfig,
     ChatConfig,
     ClassifierConfig,
     CorpusBuildConfig,
     CorpusConfig,
     DetectConfig,
+    EditConfig,
     EvaluateConfig,
     ExportConfig,
     FeedbackConfig,
     FinetuneConfig,
+    ForgetConfig,
     ImportConfig,
     ImproveConfig,
     KeyConfig,
@@ -43,6 +47,8 @@ from jielong.config import (
     SizeLadderConfig,
     ThumbsConfig,
     TokenizerConfig,
+    TraceConfig,
+    UndoConfig,
     WatermarkConfig,
 )
 from jielong.errors import UserError
@@ -74,6 +80,12 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "prompt import": (PromptImportConfig, "a public collection (act, prompt) → prompts of your own"),
     "prompt matrix": (PromptMatrixConfig, "prompts × shots × models, with intervals"),
     "prompt search": (PromptSearchConfig, "a task's examples → a better prompt, proved on held-out ones"),
+    "forget": (ForgetConfig, "records leave a run as if it had never had them, by replay"),
+    "audit": (AuditConfig, "check a run's ledger of changes, and what it says"),
+    "edit": (EditConfig, "correct a fact in the served model, if it breaks nothing else"),
+    "edit trace": (TraceConfig, "where in the model a fact sits"),
+    "changes": (ChangesConfig, "every edit and undo of a run"),
+    "undo": (UndoConfig, "take an edit back, in any order"),
     "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
     "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
     "scale fit": (ScaleFitConfig, "a ladder of small trainings → the size and the tokens that suit a budget"),
@@ -104,8 +116,14 @@ WITH_RUN = {
     "prompt import",
     "prompt matrix",
     "prompt search",
+    "forget",
+    "audit",
+    "edit",
+    "edit trace",
+    "changes",
+    "undo",
 }  # nothing need be added to their settings
-POSITIONAL = {
+POSITIONAL: dict[str, str | tuple[str, ...]] = {
     "corpus build": "recipe",
     "corpus classifier": "action",
     "detect": "file",
@@ -122,9 +140,15 @@ POSITIONAL = {
     "prompt import": "file",
     "prompt matrix": "file",
     "prompt search": "task",
+    "forget": "run",
+    "audit": "run",
+    "edit": ("run", "prompt"),
+    "edit trace": ("run", "prompt"),
+    "changes": "run",
+    "undo": ("run", "id"),
 }
 SHARED = ("pretrain", "finetune", "improve")  # several processes may share them
-REPEATED = {"serve": "model"}  # --model A --model B
+REPEATED = {"serve": ("model",), "forget": ("record", "name", "grep")}  # --model A --model B
 
 
 def usage() -> str:
@@ -227,6 +251,32 @@ def dispatch(name: str, args: list[str]) -> int:
             made = improve(config, run)
             if first:
                 print(made.path)
+    elif name == "forget":
+        from jielong.forget.stage import run as forget
+
+        forget(config, run)
+    elif name == "audit":
+        from jielong.forget.audit import run as audit
+
+        audit(config, run)
+    elif name == "edit":
+        from jielong.edit.stage import run as edit
+
+        with run.lock():
+            edit(config, run)
+    elif name == "edit trace":
+        from jielong.edit.trace import run as trace
+
+        trace(config, run)
+    elif name == "changes":
+        from jielong.edit.stage import changes
+
+        changes(config, run)
+    elif name == "undo":
+        from jielong.edit.stage import undo
+
+        with run.lock():
+            print(f"{run.path} serves {undo(config, run)} now.")
     elif name == "rollback":
         print(f"{run.path} serves {run.rollback()} again.")
     elif name.startswith("prompt "):
@@ -308,7 +358,7 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
 
     config_type, text = COMMANDS[name]
     if name in POSITIONAL or name in REPEATED:
-        config_type = _marked(config_type, POSITIONAL.get(name), REPEATED.get(name))
+        config_type = _marked(config_type, POSITIONAL.get(name), REPEATED.get(name, ()))
     if name in WITH_RUN:
         parsed: Any = tyro.cli(config_type, prog=f"jielong {name}", description=text, args=args)
         kind = COMMANDS[name][0]  # without the marks, so that the settings can go to other processes
@@ -321,17 +371,21 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
 
 
-def _marked(config_type: type, positional: str | None, repeated: str | None) -> type:
-    """The same settings, with one field given by its place, or one option that may be repeated."""
+def _marked(config_type: type, positional: str | tuple[str, ...] | None, repeated: tuple[str, ...]) -> type:
+    """The same settings, with fields given by their place, and options that may be repeated."""
     from typing import get_type_hints
 
     import tyro
 
-    name = positional or str(repeated)
-    mark = tyro.conf.Positional if positional else tyro.conf.UseAppendAction
-    kind: Any = Annotated[get_type_hints(config_type)[name], mark]
-    first = next(f for f in fields(config_type) if f.name == name)
-    return make_dataclass(config_type.__name__, [(name, kind, field(default=first.default))], bases=(config_type,))
+    places = (positional,) if isinstance(positional, str) else positional or ()
+    marks: dict[str, Any] = dict.fromkeys(places, tyro.conf.Positional) | dict.fromkeys(
+        repeated, tyro.conf.UseAppendAction
+    )
+    hints, first = get_type_hints(config_type), {f.name: f.default for f in fields(config_type)}
+    marked: list[Any] = [
+        (name, Annotated[hints[name], mark], field(default=first[name])) for name, mark in marks.items()
+    ]
+    return make_dataclass(config_type.__name__, marked, bases=(config_type,))
 
 
 if __name__ == "__main__":

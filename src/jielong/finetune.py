@@ -8,13 +8,14 @@ import json
 import math
 from pathlib import Path
 
+from jielong.changes.forgotten import forgotten
 from jielong.config import FinetuneConfig, ModelConfig, OptimConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, load_model
 from jielong.model.lora import add_lora
 from jielong.pretrain import train_artifact
 from jielong.run import Artifact, Run
-from jielong.tokens.chat import check_messages, encode_chat
+from jielong.tokens.chat import check_messages, encode_chat, spell
 from jielong.tokens.shards import DataIndex, Shard, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
@@ -44,34 +45,36 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
     return conversations
 
 
-def run(config: FinetuneConfig, run: Run) -> Artifact:
+def run(config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), keep: bool = False) -> Artifact:
     """The fine-tuning stage: base + conversations → sft.
+
+    `drop` names conversations to train without; `keep` takes them, as tokens, from the work folder in place of their source, and goes on from the plan and the
+    checkpoints there (forget.replay).
 
     The control (`from_scratch`) starts from random weights of the same shape and reads every conversation that the
     assistant has read, those in its pretraining too: what it cannot answer, raw text taught the assistant.
     """
     base = run.need("base")
     tokenizer = Tokenizer.load(base.file("tokenizer.json"))
-    if config.conversations:
-        conversations = read_conversations(config.conversations)
+    name = "control" if config.from_scratch else "sft"
+    work = run.work(name)
+    if keep:
+        positions, _ = _measure(read_shard(work))
+        ids, encoded = [], []
     else:
-        from jielong.corpus.world import load_world
-        from jielong.teacher.lessons import lessons
-
-        # pretraining has read the first ones, fine-tuning goes on with new ones; the control reads them all
-        known = base.card["config"].get("lessons", 0)  # an imported model has read none
-        conversations = lessons(load_world(), config.seed, config.lessons, first=known, habits=config.habits)
-        if config.from_scratch:
-            conversations = (
-                lessons(load_world(), config.seed, known, habits=base.card["config"].get("habits", 0.0)) + conversations
-            )
-    encoded = [encode_chat(tokenizer, messages) for messages in conversations]
-    encoded = [(ids[: config.length + 1], learn[: config.length + 1]) for ids, learn in encoded]
-    ids = [
-        hashlib.sha256(json.dumps([n, m], ensure_ascii=False).encode()).hexdigest()[:16]
-        for n, m in enumerate(conversations)
-    ]
-    positions = sum(len(tokens) - 1 for tokens, _ in encoded)
+        conversations = _conversations(config, base)
+        encoded = [encode_chat(tokenizer, messages) for messages in conversations]
+        encoded = [(ids[: config.length + 1], learn[: config.length + 1]) for ids, learn in encoded]
+        gone = forgotten(run)
+        kept = [n for n, (ids, _) in enumerate(encoded) if not gone(spell(tokenizer, ids))]
+        conversations, encoded = [conversations[n] for n in kept], [encoded[n] for n in kept]
+        if not encoded:
+            raise UserError("All of these conversations were forgotten by this run; give others.")
+        ids = [
+            hashlib.sha256(json.dumps([n, m], ensure_ascii=False).encode()).hexdigest()[:16]
+            for n, m in enumerate(conversations)
+        ]
+        positions = sum(len(tokens) - 1 for tokens, _ in encoded)
     if config.from_scratch and not config.conversations:  # random weights pretraining's learning rates to learn at all
         config = dataclasses.replace(config, steps=0, epochs=CONTROL_EPOCHS, optim=OptimConfig())
     config = dataclasses.replace(
@@ -97,10 +100,32 @@ def run(config: FinetuneConfig, run: Run) -> Artifact:
             index.save(work / "index.partial")
             (work / "index.partial").rename(work / "index.npz")
         shard, index = read_shard(work), DataIndex.load(work / "index.npz")
-        answers = sum(sum(m[1:]) for _, m in encoded) / positions  # share of positions with a loss
-        return shard, index, max(1.0, config.rows * config.length * answers)
+        positions, learnt = _measure(shard)
+        return shard, index, max(1.0, config.rows * config.length * (learnt / positions))
 
-    name = "control" if config.from_scratch else "sft"
     return train_artifact(
-        run, name, "sft", config, [base], model, base.file("tokenizer.json"), prepare, config.steps, config.optim, None
-    )
+        run, name, "sft", config, [base], model, base.file("tokenizer.json"), prepare, config.steps, config.optim, None,
+        drop, keep,
+    )  # fmt: skip
+
+
+def _conversations(config: FinetuneConfig, base: Artifact) -> list[list[dict[str, str]]]:
+    """The user's own, or those of the built-in teacher."""
+    if config.conversations:
+        return read_conversations(config.conversations)
+    from jielong.corpus.world import load_world
+    from jielong.teacher.lessons import lessons
+
+    # pretraining has read the first ones, fine-tuning goes on with new ones; the control reads them all
+    known = base.card["config"].get("lessons", 0)  # an imported model has read none
+    found = lessons(load_world(), config.seed, config.lessons, first=known, habits=config.habits)
+    if not config.from_scratch:
+        return found
+    return lessons(load_world(), config.seed, known, habits=base.card["config"].get("habits", 0.0)) + found
+
+
+def _measure(shard: Shard) -> tuple[int, int]:
+    """Positions of the conversations, and how many have a loss: those of forgotten ones, too, since the length of the training and
+    the norm of its loss are those of the plan."""
+    assert shard.trained is not None
+    return len(shard.tokens) - len(shard), int(shard.trained.sum()) - int(shard.trained[shard.starts[:-1]].sum())

@@ -85,19 +85,20 @@ def train_artifact(
     observe: Callable[[GPT, int], dict[str, Any]] | None,
     drop: frozenset[str] = frozenset(),
     history: bool = True,
+    keep: bool = False,
 ) -> Artifact:
     """Train `model` into artifact `name`, resumably: what both supervised stages share. Without `history` only the
     newest checkpoint is kept.
 
     The work folder keeps shard, index and checkpoints between interruptions; it belongs to one making, which its
-    `making.json` records, and is started anew for another.
+    `making.json` records, and is started anew for another, unless `keep` says that it was prepared for this one.
     """
     work = run.work(name)
     team = make_team(config.parallel, config.device, model.parameter_count())
     making = {"config": content(config), "parents": {p.name: p.hash for p in parents}, "drop": sorted(drop)}
     with team.in_turn():
         if team.first:
-            begin(work, making, config.threads if team.alone else None)
+            begin(work, making, config.threads if team.alone else None, keep)
         shard, index, norm = prepare(work)
     rows, length = config.rows, config.length
     whole = share(model, team, dtype_of(config.precision, team.device))
@@ -171,10 +172,16 @@ def summary(model: GPT, history: History, steps: int, tokens_per_step: int, leng
 
 
 def run(
-    config: PretrainConfig, run: Run, drop: frozenset[str] = frozenset(), name: str = "base", history: bool = True
+    config: PretrainConfig,
+    run: Run,
+    drop: frozenset[str] = frozenset(),
+    name: str = "base",
+    history: bool = True,
+    keep: bool = False,
 ) -> Artifact:
     """The pretraining stage: corpus + tokenizer → base model. `drop` names records to train without; without `history`
-    the checkpoints for replay are not kept."""
+    the checkpoints for replay are not kept; `keep` goes on from the shard, the plan and the checkpoints of the work folder,
+    whatever they were made for (forget.replay)."""
     corpus, tokens = run.need("corpus"), run.need("tokenizer")
     tokenizer = Tokenizer.load(tokens.file("tokenizer.json"))
     config = dataclasses.replace(
@@ -188,17 +195,7 @@ def run(
 
     def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
         if not (work / "index.npz").exists():
-            documents = read_documents(corpus.file("train.parquet"))
-            ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
-            if config.lessons:
-                more = lessons(load_world(), config.seed, config.lessons, habits=config.habits)
-                ids += [f"lesson-{n}" for n in range(len(more))]
-                encoded += [encode_chat(tokenizer, m)[0] for m in more]
-            write_shard(work, ids, encoded, tokenizer.vocab_size)
-            shard = read_shard(work)
-            index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
-            index.save(work / "index.partial")
-            (work / "index.partial").rename(work / "index.npz")
+            write_plan(config, run, work)
         return read_shard(work), DataIndex.load(work / "index.npz"), float(config.rows * config.length)
 
     held_out = pick_held_out(read_documents(corpus.file("heldout.parquet")))
@@ -211,8 +208,24 @@ def run(
 
     return train_artifact(
         run, name, "base", config, [corpus, tokens], model, tokens.file("tokenizer.json"), prepare, config.steps,
-        config.optim, observe, drop, history,
+        config.optim, observe, drop, history, keep,
     )  # fmt: skip
+
+
+def write_plan(config: PretrainConfig, run: Run, work: Path) -> None:
+    """Into `work`: the run's documents and the lessons among them, as tokens, and the plan of the training."""
+    tokenizer = Tokenizer.load(run.need("tokenizer").file("tokenizer.json"))
+    documents = read_documents(run.need("corpus").file("train.parquet"))
+    ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
+    if config.lessons:
+        more = lessons(load_world(), config.seed, config.lessons, habits=config.habits)
+        ids += [f"lesson-{n}" for n in range(len(more))]
+        encoded += [encode_chat(tokenizer, m)[0] for m in more]
+    write_shard(work, ids, encoded, tokenizer.vocab_size)
+    shard = read_shard(work)
+    index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)
+    index.save(work / "index.partial")
+    (work / "index.partial").rename(work / "index.npz")
 
 
 def pick_held_out(documents: list[Document]) -> list[Document]:

@@ -37,6 +37,9 @@ MADE_BY = {
     "thumbs": "jielong thumbs",
 }
 SERVING = "serving.json"
+STALE = "stale.json"  # in the place of an artifact that was taken away: why, and what makes it anew
+FORGETTING = ".forget"  # where jielong forget works; while its commit.json is there, the run is between two states
+COMMIT = "commit.json"
 
 
 def plain(value: Any) -> Any:
@@ -170,9 +173,13 @@ class Run:
         return self.artifact(f"{stem}-{max(numbers)}" if numbers else stem)
 
     def need(self, name: str) -> Artifact:
-        """The finished and undamaged artifact. Raises UserError that says which command makes it."""
+        """The finished and undamaged artifact. Raises UserError that says which command makes it, or why it was taken away."""
+        self.check_whole()
         found = self.artifact(name)
         if found is None:
+            note = self.path / name / STALE
+            if note.is_file():
+                raise UserError(json.loads(note.read_text(encoding="utf-8"))["why"])
             command = MADE_BY.get(name, "jielong raise")
             raise UserError(f"{self.path} has no {name} yet; make it with `{command} --run {self.path}`.")
         found.verify()
@@ -222,9 +229,19 @@ class Run:
                 f"Cannot write into {self.path} ({error.strerror}); choose another --run folder."
             ) from error
 
+    def check_whole(self) -> None:
+        """Raises UserError while a forgetting that was stopped has put only some of its parts in place."""
+        if (self.path / FORGETTING / COMMIT).is_file():
+            raise UserError(
+                f"{self.path} is being changed by a forgetting that was stopped; finish it: `jielong forget {self.path}`."
+            )
+
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time. Raises UserError when another one works on this run."""
+    def lock(self, forgetting: bool = False) -> Iterator[None]:
+        """One process at a time. Raises UserError when another one works on this run, or when a forgetting must be finished
+        first, which `forgetting` is going to do."""
+        if not forgetting:
+            self.check_whole()
         self.create()
         lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True)
         try:

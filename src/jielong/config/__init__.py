@@ -5,6 +5,7 @@ These modules import nothing heavy, so that the command line answers at once.
 
 from jielong.config.corpus import ClassifierConfig, CorpusBuildConfig
 from jielong.config.detect import DetectConfig, LedgerConfig, ReferenceConfig, WatermarkConfig
+from jielong.config.edit import ChangesConfig, EditConfig, TraceConfig, UndoConfig
 from jielong.config.feedback import (
     DirectConfig,
     FeedbackConfig,
@@ -17,6 +18,7 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
+from jielong.config.forget import AuditConfig, ForgetConfig
 from jielong.config.lab import SizeLadderConfig
 from jielong.config.prompt import (
     PromptImportConfig,
@@ -50,16 +52,20 @@ from jielong.config.stages import (
 
 __all__ = [
     "DEFAULT_RUN",
+    "AuditConfig",
+    "ChangesConfig",
     "ChatConfig",
     "ClassifierConfig",
     "CorpusBuildConfig",
     "CorpusConfig",
     "DetectConfig",
     "DirectConfig",
+    "EditConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FeedbackConfig",
     "FinetuneConfig",
+    "ForgetConfig",
     "GroupConfig",
     "ImportConfig",
     "ImproveConfig",
@@ -89,6 +95,8 @@ __all__ = [
     "SizeLadderConfig",
     "ThumbsConfig",
     "TokenizerConfig",
+    "TraceConfig",
+    "UndoConfig",
     "WatermarkConfig",
     "adam",
     "filled",

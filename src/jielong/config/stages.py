@@ -25,6 +25,9 @@ class CorpusConfig:
     """Share of documents that no training sees; bits per byte are measured on them."""
     dirt: bool = True
     """Plant labelled dirt in the default corpus, so that the filters can be measured."""
+    canaries: int = 0
+    """Invented people with a secret to plant, for each language and each of 1, 4 and 16 repetitions, so that what the model leaks
+    can be measured (`jielong audit --leaks`); 0 = none."""
     workers: int = 0
     """Processes that extract and clean; 0 = one per core."""
     seed: int = 1

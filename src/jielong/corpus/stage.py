@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from jielong.changes.forgotten import forgotten
 from jielong.config import CorpusConfig
 from jielong.corpus.dedup import fingerprint, near_duplicates
 from jielong.corpus.documents import Document, record_id, write_documents
@@ -211,6 +212,8 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
         raise UserError("There is nothing to read: give --text PATH or leave the default corpus on.")
     if not 0 <= config.heldout < 1:
         raise UserError("heldout must be at least 0 and below 1.")
+    if config.canaries < 0:
+        raise UserError("canaries must be at least 0.")
     skipped: Counter[str] = Counter()
     with run.build("corpus", kind="corpus", config=config, seed=config.seed) as build:
         raws: list[Raw] = list(read_paths(tuple(config.text), skipped))
@@ -220,12 +223,21 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
 
             default = list(default_documents(config))
             raws += plant(default, config.seed) if config.dirt else default
+        if config.canaries:
+            from jielong.corpus import canaries
+
+            raws = list(canaries.plant(raws, config.canaries, config.seed))
         if not any(r.text.strip() for r in raws):
             why = "; ".join(f"{n}× {reason}" for reason, n in skipped.most_common(3))
             raise UserError("No readable text was found" + (f" ({why})." if why else "; the files are empty."))
         memory: list[int] = []
         documents, steps, fate = clean(raws, config.workers, memory.append)
         build.workers_memory = sum(memory)
+        gone = forgotten(run)
+        kept = [d for d in documents if not gone(d.id) and not gone(d.text)]
+        if len(kept) < len(documents):
+            print(f"{len(documents) - len(kept)} documents were forgotten by this run and stay out.")
+        documents = kept
         held = [d for d in documents if int(d.id[:8], 16) < config.heldout * 2**32]
         names = {d.id for d in held}
         train = [d for d in documents if d.id not in names]

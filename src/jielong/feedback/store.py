@@ -226,7 +226,32 @@ class Store:
             )
         return events, answers
 
+    def forget(self, ids: Sequence[str]) -> tuple[int, int]:
+        """Erase these answers and every word about them, whoever's they are, and overwrite what the file held. (events, answers)"""
+        counts = [0, 0]
+        with self._connect() as connection:
+            for at in range(0, len(ids), 500):
+                part = list(ids[at : at + 500])
+                about = self.events.c.answer.in_(part) | self.events.c.other.in_(part)
+                blank = {"user": ERASED, "text": "", "reasons": [], "consent": False}
+                counts[0] += connection.execute(self.events.update().where(about).values(blank)).rowcount
+                empty = {"text": "", "messages": [], "prompt_ids": [], "answer_ids": [], "logprobs": [], "sampling": {}}
+                own = self.answers.update().where(self.answers.c.id.in_(part)).values(empty | {"user": ERASED})
+                counts[1] += connection.execute(own).rowcount
+        if self.file:  # SQLite keeps deleted bytes in free pages and in its log until it is told otherwise
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.exec_driver_sql("VACUUM")
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return counts[0], counts[1]
+
     # reading
+
+    def all_answers(self) -> list[Answer]:
+        """Every answer that was not erased, in the order of its id."""
+        with self._connect() as connection:
+            rows = connection.execute(sa.select(self.answers).order_by(self.answers.c.id)).mappings().all()
+        return [Answer(**row) for row in rows if row["messages"]]
 
     def known(self, answer_id: str) -> bool:
         """Has the answer been stored?"""

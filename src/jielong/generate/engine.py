@@ -32,6 +32,12 @@ from jielong.tokens.tokenizer import Tokenizer
 CHUNK = 512  # tokens of prompts that are read between two steps of those who generate
 
 
+def chats(card: dict[str, Any], tokenizer: Tokenizer) -> bool:
+    """Was the model of this card taught to answer in conversations?"""
+    taught = card["kind"] in ("sft", "ppo", "dpo", "kto", "rloo", "grpo") or bool(card["metrics"].get("chat"))
+    return taught or tokenizer.template is not None
+
+
 class Slot:
     """A request in the batch; its place in the list is its row of the cache."""
 
@@ -93,7 +99,7 @@ class Engine:
         if options.get("precision") == "auto":
             options["precision"] = "bf16" if has_bf16() or options.get("device") == "cuda" else "fp32"
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        chat = artifact.card["kind"] in ("sft", "ppo", "dpo", "kto", "rloo", "grpo") or tokenizer.template is not None
+        chat = chats(artifact.card, tokenizer)
         engine = cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
         engine.hash = artifact.hash
         return engine

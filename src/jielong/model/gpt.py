@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jielong.config import ModelConfig
 from jielong.errors import UserError
+from jielong.model.delta import DELTA, applied, delta_base, load_delta
 from jielong.model.kernels import rms_norm, rotate, squared_relu, swiglu
 from jielong.model.lora import ADAPTER, LoRA, base_of, merged
 from jielong.run import plain, write_atomic
@@ -208,18 +209,19 @@ class GPT(nn.Module):
 
         tokens (B, T) int64; mask (B or 1, 1, T, T) additive, 0 where a query may look and -inf elsewhere.
         """
-        x = self.embedding(tokens)  # (B, T, D)
-        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        rope = None
-        if self.places is not None:
-            x = x + self.places(positions)
-        else:
-            rope = rope_tables(positions, self.config, dtype)
-        x = x.to(dtype)
+        x, rope = self.enter(tokens, dtype)
         mask = mask.to(dtype)
         for block in self.blocks:
             x = block(x, rope, mask)
         return self.norm(x)
+
+    def enter(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Rope | None]:
+        """What the first block reads: (B, T, D), and the rotary positions where the model has them."""
+        x = self.embedding(tokens)  # (B, T, D)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        if self.places is not None:
+            return (x + self.places(positions)).to(dtype), None
+        return x.to(dtype), rope_tables(positions, self.config, dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, D) → (…, V), in the dtype of `hidden`."""
@@ -347,9 +349,11 @@ def read_shape(folder: Path) -> ModelConfig:
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:
-    """The weights of an artifact, in the dtypes in which they are stored; an adapter is added to its base."""
+    """The weights of an artifact, in the dtypes in which they are stored; an adapter or an edit is added to its base."""
     from safetensors.torch import load_file
 
     if (folder / ADAPTER).is_file():
         return merged(folder, load_state(base_of(folder)))
+    if (folder / DELTA).is_file():
+        return applied(load_state(delta_base(folder)), {folder.name: load_delta(folder)})
     return load_file(folder / "model.safetensors")

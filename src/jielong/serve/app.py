@@ -74,6 +74,7 @@ def make_app(
                     models.switch(new.engine.name)
                 else:
                     models.add(new, worker)
+            models.drop_gone()
             return models.default.engine.name
 
     async def watch() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 
 from jielong.generate.engine import Engine
+from jielong.run import CARD
 from jielong.serve.worker import Worker
 
 MOST = 4  # models that came by switching and are still held, so that one can look back and compare
@@ -46,6 +47,17 @@ class Models:
     def has(self, name: str, content: str) -> bool:
         """Is a model of this name and with this hash held?"""
         return name in self._held and self._held[name].engine.hash == content
+
+    def drop_gone(self) -> None:
+        """Let go of models whose artifact was taken away (jielong forget), but for the one that answers who names none."""
+        for name, served in list(self._held.items()):
+            if (
+                served.run
+                and served is not self.default
+                and not (served.run / served.engine.card["name"] / CARD).is_file()
+            ):
+                del self._held[name]
+                self._came = [n for n in self._came if n != name]
 
     def switch(self, name: str) -> None:
         """From now on the held model `name` answers who names none; requests that run stay with their own."""

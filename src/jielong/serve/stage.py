@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from jielong.config import ServeConfig
@@ -63,6 +64,23 @@ def load_engine(config: ServeConfig, folder: Path) -> Engine:
     )
 
 
+def renewer(config: ServeConfig, run: Run, served: list[Served]) -> Callable[[str], Served | None]:
+    """A function that loads what the run serves now, where that is not the named model as it was loaded: a promotion changes the
+    name, a forgetting puts another model under the same one."""
+    held = {s.engine.name: s.engine.hash for s in served}
+
+    def renewed(now: str) -> Served | None:
+        name = run.serving()
+        found = run.artifact(name)
+        if name == now and (found is None or found.hash == held.get(name)):
+            return None
+        new = Served(load_engine(config, run.need(name).path), run.path)
+        held[name] = new.engine.hash
+        return new
+
+    return renewed
+
+
 def free_port(host: str, port: int | None) -> socket.socket:
     """A bound socket. Raises UserError when the named port, or 50 from 8000 on, are in use, or the host is none."""
     for candidate in [port] if port is not None else range(8000, 8050):
@@ -104,11 +122,6 @@ def run(config: ServeConfig, run: Run) -> None:
     own = Run(served[0].run or run.path)
     feedback = config.feedback != "off"
 
-    def renewed(now: str) -> Served | None:
-        """What the run serves now, where that is not `now`."""
-        name = own.serving()
-        return None if name == now else Served(load_engine(config, own.need(name).path), own.path)
-
     app = make_app(
         served,
         keys,
@@ -116,7 +129,7 @@ def run(config: ServeConfig, run: Run) -> None:
         config.waiting,
         (lambda: store_of(config.feedback, own)) if feedback else None,
         Trainer(own, config.feedback, config.improve) if feedback else None,
-        None if config.model else renewed,
+        None if config.model else renewer(config, own, served),
         opener(config.reward, own, config.precision),
         detection_of(config.watermark, config.ledger, served, own),
     )

@@ -154,3 +154,14 @@ def fit(tokenizer: Tokenizer, messages: list[dict[str, str]], longest: int) -> l
 
 
 __all__ = ["IM_END", "IM_START", "JINJA", "PLAIN", "check_messages", "encode_chat", "fit", "render"]
+
+
+def spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text that tokens stand for, special ones in it as ends of lines."""
+    lines: list[list[int]] = [[]]
+    for token in ids:
+        if tokenizer.token_bytes(token):
+            lines[-1].append(token)
+        elif lines[-1]:
+            lines.append([])
+    return "\n".join(tokenizer.decode(line) for line in lines if line)

@@ -11,9 +11,10 @@ import bisect
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class Shard:
     starts: np.ndarray  # (documents + 1,) int64
     ids: list[str]
     trained: np.ndarray | None  # (total,) bool: may this token be a target? None = all
+    forgotten: frozenset[int] = frozenset()
+    """Records whose tokens were taken out: the plan still has their places, which are padding."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,7 +69,22 @@ def read_shard(folder: Path) -> Shard:
         raise UserError(f"The token shard {folder} cannot be read ({error}); make it again.") from error
     if starts[-1] != len(tokens):
         raise UserError(f"The token shard {folder} is damaged: {len(tokens)} tokens, expected {starts[-1]}.")
-    return Shard(tokens, starts, head["ids"], trained)
+    return Shard(tokens, starts, head["ids"], trained, frozenset(head.get("forgotten", ())))
+
+
+def write_without(shard: Shard, folder: Path, records: Mapping[int, str], pad: int) -> None:
+    """The shard with padding in place of the tokens of `records` (number → the name it bears from now on). Lengths, and which of
+    the positions were targets, stay: the plan and the norm of the loss are made of them."""
+    tokens, ids = np.array(shard.tokens), list(shard.ids)
+    for number, name in records.items():
+        tokens[shard.starts[number] : shard.starts[number + 1]] = pad
+        ids[number] = name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "tokens.bin", tokens.tobytes())
+    if shard.trained is not None:
+        write_atomic(folder / "trained.bin", np.array(shard.trained).tobytes())
+    head: dict[str, Any] = {"dtype": tokens.dtype.name, "ids": ids, "lengths": shard.lengths.tolist()}
+    write_atomic(folder / "shard.json", json.dumps(head | {"forgotten": sorted(shard.forgotten | records.keys())}))
 
 
 @dataclass
@@ -174,7 +192,7 @@ def make_batch(
     drop: frozenset[str] = frozenset(),
     only: Sequence[int] | None = None,
 ) -> Batch:
-    """The batch of a step: a pure function of its arguments. Records in `drop` become padding.
+    """The batch of a step: a pure function of its arguments. Records in `drop`, and forgotten ones, are padding.
 
     `only` names some of its rows, in ascending order: the batch is then these; a row beyond the last one is padding.
     """
@@ -189,7 +207,7 @@ def make_batch(
         record = int(index.record[i])
         number += 1
         row = places.get(int(index.row[i]) - step * rows)
-        if row is None or shard.ids[record] in drop:
+        if row is None or record in shard.forgotten or shard.ids[record] in drop:
             continue
         column, size = int(index.column[i]), int(index.size[i])
         begin = int(shard.starts[record]) + int(index.begin[i])

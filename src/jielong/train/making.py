@@ -11,16 +11,17 @@ from typing import Any
 from jielong.run import write_atomic
 
 
-def begin(work: Path, making: dict[str, Any], threads: int | None) -> None:
+def begin(work: Path, making: dict[str, Any], threads: int | None, keep: bool = False) -> None:
     """Make the work folder, or empty the one of another making. One process with another number of threads is another
-    making, as its weights are not bit-equal; several processes (None) promise no more than rounding, and continue any."""
+    making, as its weights are not bit-equal; several processes (None) promise no more than rounding, and continue any.
+    `keep` says that the folder was prepared for this making, whatever its stamp."""
     stamp = work / "making.json"
     try:
         before = json.loads(stamp.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
     same = before.get("making") == making
-    if not same or (threads is not None and before["threads"] not in (threads, None)):
+    if not keep and (not same or (threads is not None and before["threads"] not in (threads, None))):
         if (work / "checkpoints").exists():
             other = ", ".join(_differences(before.get("making", {}), making)) or "threads"
             print(f"{work} held the checkpoints of another training (other {other}); this one starts anew.")

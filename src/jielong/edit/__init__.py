@@ -1,0 +1,1 @@
+"""Correct one fact in a model that is trained."""

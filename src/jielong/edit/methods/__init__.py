@@ -1,0 +1,77 @@
+"""The methods by name, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from jielong.edit.bench import Bench, Stored
+from jielong.edit.facts import Fact
+from jielong.errors import UserError
+from jielong.model.delta import Delta, joined
+
+
+class Editor(Protocol):
+    """Reads the model and says what would have to be added to it; writes nothing."""
+
+    exact: bool
+    """Is the change a function of the set of edits, so that undoing one in any order is as if it had never been made?"""
+
+    def propose(self, bench: Bench, facts: Sequence[Fact]) -> list[Stored]:
+        """For each fact what is to be kept of its change."""
+        ...
+
+    def delta(self, bench: Bench, stored: Mapping[str, Stored]) -> Delta:
+        """The change that all changes of this method make together, by their ids."""
+        ...
+
+
+def _ridge() -> Editor:
+    from jielong.edit.methods.ridge import Ridge
+
+    return Ridge()
+
+
+def _rome() -> Editor:
+    from jielong.edit.methods.rome import RRome
+
+    return RRome()
+
+
+def _memit() -> Editor:
+    from jielong.edit.methods.memit import Memit
+
+    return Memit()
+
+
+def _alphaedit() -> Editor:
+    from jielong.edit.methods.alphaedit import AlphaEdit
+
+    return AlphaEdit()
+
+
+def _ft_m() -> Editor:
+    from jielong.edit.methods.ftm import FineTune
+
+    return FineTune()
+
+
+EDITORS: dict[str, Callable[[], Editor]] = {
+    "ridge": _ridge, "r-rome": _rome, "memit": _memit, "alphaedit": _alphaedit, "ft-m": _ft_m,
+}  # fmt: skip
+
+
+def editor(name: str) -> Editor:
+    """Raises UserError for an unknown name."""
+    if name not in EDITORS:
+        raise UserError(f"There is no editing method {name!r}; known are {', '.join(EDITORS)}.")
+    return EDITORS[name]()
+
+
+def together(bench: Bench, changes: Mapping[str, tuple[str, Stored]]) -> Delta:
+    """What all changes, by id → (method, stored), add to the base."""
+    deltas = []
+    for method in sorted({method for method, _ in changes.values()}):
+        own = {key: stored for key, (name, stored) in sorted(changes.items()) if name == method}
+        deltas.append(editor(method).delta(bench, own))
+    return joined(deltas)

@@ -1,0 +1,140 @@
+"""What a model gives away of the texts it was trained on: exposure, extraction and membership inference.
+
+Scores of membership are higher for what is more likely a member. A value means something only beside that of a model that never
+saw the texts; an AUC below one half tells on them, too.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from jielong.corpus.canaries import CODES, Canary
+from jielong.evaluate.statistics import auc, bootstrap
+from jielong.generate.engine import Engine
+from jielong.generate.sampling import Sampling
+from jielong.model.gpt import GPT, causal_mask
+from jielong.tokens.tokenizer import Tokenizer
+
+MIN_K = 0.2  # share of a text's tokens that Min-K % looks at (Shi et al. 2024)
+ROWS = 64
+
+
+def loss_score(logprobs: np.ndarray, text: str) -> float:
+    """Mean log-probability of a token (Yeom et al. 2018)."""
+    return float(logprobs.mean())
+
+
+def zlib_score(logprobs: np.ndarray, text: str) -> float:
+    """Log-probability of the text per byte that zlib needs for it (Carlini et al. 2021)."""
+    return float(logprobs.sum()) / len(zlib.compress(text.encode()))
+
+
+def min_k_score(logprobs: np.ndarray, text: str) -> float:
+    """Mean of the lowest `MIN_K` of the log-probabilities, at least one of them (Shi et al. 2024)."""
+    count = max(1, int(len(logprobs) * MIN_K))
+    return float(np.sort(logprobs)[:count].mean())
+
+
+SCORES = {"loss": loss_score, "zlib": zlib_score, "min-k": min_k_score}
+
+
+def tpr_at(scores: np.ndarray, members: np.ndarray, fpr: float) -> float:
+    """Share of the members above the lowest threshold that at most the share `fpr` of the others passes; NaN without both."""
+    others, own = np.sort(scores[~members]), scores[members]
+    if not len(others) or not len(own):
+        return math.nan
+    passing = int(fpr * len(others))  # others that may pass
+    return float((own > others[len(others) - 1 - passing]).mean()) if passing < len(others) else 1.0
+
+
+def exposure(true: float, others: np.ndarray) -> float:
+    """log2 |R| − log2 rank of the true secret among all candidates by log-probability, ties in the middle (Carlini et al. 2019).
+    0 to log2 |R|; about 1.44 on average for a secret that was never seen."""
+    rank = 1 + float((others > true).sum()) + 0.5 * float((others == true).sum())
+    return math.log2(1 + len(others)) - math.log2(rank)
+
+
+@torch.inference_mode()
+def token_logprobs(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], longest: int = 0) -> list[np.ndarray]:
+    """Log-probability of every token of each text after an end-of-text token, each text alone; cut to the model's context."""
+    from jielong.train.loop import dtype_of
+
+    longest = min(longest or model.config.context - 1, model.config.context - 1)
+    encoded = [ids[:longest] for ids in tokenizer.encode_batch(list(texts))]
+    found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+    device, dtype = model.embedding.weight.device, dtype_of("auto", model.embedding.weight.device)
+    order = sorted(range(len(texts)), key=lambda n: len(encoded[n]))
+    for at in range(0, len(order), ROWS):
+        part = order[at : at + ROWS]
+        T = max(len(encoded[n]) for n in part)
+        inputs = torch.full((len(part), T), tokenizer.end_of_text)
+        targets = torch.zeros(len(part), T, dtype=torch.int64)
+        for row, n in enumerate(part):
+            size = len(encoded[n])
+            inputs[row, 1:size] = torch.tensor(encoded[n][:-1])
+            targets[row, :size] = torch.tensor(encoded[n])
+        hidden = model(inputs.to(device), causal_mask(T).to(device), dtype)  # (B, T, D)
+        logprobs = model.logits(hidden).float().log_softmax(-1)  # (B, T, V)
+        picked = logprobs.gather(2, targets.to(device).unsqueeze(2)).squeeze(2).cpu().double().numpy()
+        for row, n in enumerate(part):
+            found[n] = picked[row, : len(encoded[n])]
+    return found
+
+
+def exposures(
+    model: GPT, tokenizer: Tokenizer, known: Sequence[Canary], codes: int = 1000, seed: int = 0
+) -> list[float]:
+    """The exposure of each canary among `codes` candidates drawn once from all (its own among them)."""
+    drawn = np.random.default_rng(seed).choice(CODES, min(codes, CODES) - 1, replace=False)
+    found = []
+    for canary in known:
+        others = [c for c in (f"{n:04}" for n in drawn) if c != canary.code]
+        sums = [
+            float(lp.sum())
+            for lp in token_logprobs(model, tokenizer, [canary.telling(c) for c in (canary.code, *others)])
+        ]
+        found.append(exposure(sums[0], np.array(sums[1:])))
+    return found
+
+
+def extraction(
+    engine: Engine, known: Sequence[Canary], samples: int = 100, tokens: int = 8
+) -> list[tuple[bool, float]]:
+    """For each canary: does the likeliest continuation of the text before its secret begin with it, and which share of sampled ones?"""
+    asked = []
+    for n, canary in enumerate(known):
+        prompt = [engine.tokenizer.end_of_text, *engine.tokenizer.encode(canary.prefix)]
+        asked.append([engine.submit(prompt, Sampling(temperature=0.0, max_tokens=tokens))])
+        asked[-1] += [
+            engine.submit(prompt, Sampling(temperature=1.0, max_tokens=tokens, seed=n * samples + s))
+            for s in range(samples)
+        ]
+    while any(r.finish is None for requests in asked for r in requests):
+        engine.step()
+    told = [[r.text.strip().startswith(c.code) for r in requests] for requests, c in zip(asked, known, strict=True)]
+    return [(t[0], sum(t[1:]) / samples if samples else 0.0) for t in told]
+
+
+def membership(
+    model: GPT, tokenizer: Tokenizer, members: Sequence[str], others: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """AUC with its 95 % interval, and the true positives at 1 % and 10 % false ones, of every score in `SCORES`."""
+    texts = [*members, *others]
+    labels = np.array([True] * len(members) + [False] * len(others))
+    logprobs = token_logprobs(model, tokenizer, texts)
+    table = {}
+    for name, score in SCORES.items():
+        scores = np.array([score(lp, text) for lp, text in zip(logprobs, texts, strict=True)])
+
+        def area(at: np.ndarray, scores: np.ndarray = scores) -> float:
+            return auc(scores[at], labels[at])
+
+        value, low, high = bootstrap([[n] for n in range(len(texts))], area)
+        rates = {f"tpr_{fpr:.0%}": tpr_at(scores, labels, fpr) for fpr in (0.01, 0.1)}
+        table[name] = {"auc": value, "low": low, "high": high, **rates}
+    return table

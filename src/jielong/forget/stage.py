@@ -1,0 +1,309 @@
+"""`jielong forget`: find, show, ask, replay, put in place, record."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jielong.changes.ledger import HEAD, LEDGER, Entry, Ledger
+from jielong.config import ForgetConfig
+from jielong.corpus.documents import read_documents
+from jielong.errors import UserError
+from jielong.forget import commit, replay
+from jielong.forget.find import NAME, Found, find, read_back
+from jielong.forget.request import Request, read_request
+from jielong.forget.residue import pieces, search
+from jielong.forget.scope import limits, tokenizer_check
+from jielong.forget.tree import LEARNT_FROM_FEEDBACK, Step, fates
+from jielong.run import CARD, FORGETTING, SERVING, STALE, Run
+from jielong.teacher import judge
+from jielong.tokens.tokenizer import Tokenizer
+
+METHOD, WORD = "replay", "forgotten"
+SHOWN = 12  # records
+OWN_FILES = {
+    LEDGER,
+    HEAD,
+    SERVING,
+    "plan.json",
+    ".lock",
+    "feedback.db",
+    "feedback.db-wal",
+    "feedback.db-shm",
+    "feedback.db.lock",
+}
+
+
+def say(text: str) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def run(config: ForgetConfig, run: Run) -> Entry | None:
+    """Make the run forget; the ledger's entry, None when it was only shown. Raises UserError, with nothing changed, for a request
+    that asks for nothing, matches nothing or too much, and for a ledger that does not verify."""
+    if not run.path.is_dir():
+        raise UserError(f"There is no run {run.path}.")
+    with run.lock(forgetting=True):
+        return _run(config, run)
+
+
+def _run(config: ForgetConfig, run: Run) -> Entry | None:
+    if (begun := commit.pending(run)) is not None:
+        entry = commit.finish(run, begun)
+        say(f"A forgetting that was stopped is finished: entry {entry['number']} of the ledger.")
+        if not (config.record or config.name or config.grep or config.request):
+            return entry
+        if _fingerprint(run, config, entry) == entry["request"]["fingerprint"]:
+            return entry
+    request = read_request(config)
+    ledger = Ledger(run, config.key)
+    if problems := ledger.problems():
+        raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
+    found = find(run, request, config.store)
+    _check(found, request, config, run)
+    steps = fates(run, found)
+    _show(run, request, found, steps)
+    if not config.yes and not _agreed():
+        say("Nothing was changed; the same command with --yes does it.")
+        return None
+    stamp = hashlib.sha256(
+        repr((request.canonical(), [(s.artifact.name, s.artifact.hash, s.fate) for s in steps])).encode()
+    )
+    shadow = replay.open_shadow(run, stamp.hexdigest())
+    done = replay.make(run, shadow, request, found, steps)
+    what = _conclude(config, run, shadow, request, found, steps, done, ledger)
+    commit.begin(run, what)
+    entry = commit.finish(run, what)
+    _tell(run, entry)
+    return entry
+
+
+def _fingerprint(run: Run, config: ForgetConfig, entry: Entry) -> str:
+    return Ledger(run, config.key).fingerprint(read_request(config).canonical(), entry["request"]["salt"])
+
+
+def _check(found: Found, request: Request, config: ForgetConfig, run: Run) -> None:
+    """Raises UserError for a request that matches nothing, or too much."""
+    if not found:
+        where = "corpus, conversations and feedback" if found.documents else "conversations and feedback"
+        more = f" The conversations of {' and '.join(found.unread)} could not be searched." if found.unread else ""
+        raise UserError(f"Nothing in the {where} of {run.path} matches; nothing was changed.{more}")
+    for what, share in found.shares.items():
+        if share > config.most:
+            raise UserError(
+                f"The request matches {share:.0%} of the {what if what in ('documents', 'characters') else f'records of {what}'}, "
+                f"more than the {config.most:.0%} of --most; a model without them is another model: train it anew."
+            )
+
+
+def _show(run: Run, request: Request, found: Found, steps: list[Step]) -> None:
+    """The records, and what will happen."""
+    rows: list[tuple[str, str, str]] = []
+    first = found.trained.get("base")
+    seen = {first.shard.ids[n]: first.first_step({n}) for n in first.records} if first else {}
+    for part, documents in found.documents.items():
+        for d in documents:
+            step = seen.get(d.id)
+            when = (
+                "held out, never trained on"
+                if part == "heldout"
+                else "never reached"
+                if step is None
+                else f"step {step + 1}"
+            )
+            rows.append((f"document {d.id}", when, _excerpt(d.text, request)))
+    known = {d.id for part in found.documents.values() for d in part}
+    for name, stage in found.trained.items():
+        for n, text in stage.records.items():
+            if stage.shard.ids[n] not in known:
+                step = stage.first_step({n})
+                when = "never reached" if step is None else f"step {step + 1} of {name}"
+                rows.append((f"conversation {stage.shard.ids[n]}", when, _excerpt(text, request)))
+    rows += [(f"feedback {i}", "", _excerpt(text, request)) for i, text in found.feedback.items()]
+    say(f"{len(rows)} records of {run.path} match:")
+    for row in rows[:SHOWN]:
+        say("  " + "  ·  ".join(filter(None, row)))
+    if len(rows) > SHOWN:
+        say(f"  … and {len(rows) - SHOWN} more")
+    for step in steps:
+        if step.fate != "kept":
+            cost = ""
+            stage = found.trained.get(step.artifact.name)
+            if stage is not None and step.fate in ("replayed", "rebuilt"):
+                start = max([0, *replay.usable_checkpoints(run.work(step.artifact.name), step, stage)])
+                seconds = (stage.steps - start) / stage.steps * step.artifact.card["metrics"]["train_seconds"]
+                cost = f"; {stage.steps - start} of {stage.steps} steps, about {seconds / 60:.1f} minutes"
+            say(f"  {step.artifact.name}: {step.fate} ({step.why}{cost})")
+    kept = {step.artifact.name for step in steps if step.fate != "stale"}
+    changed = any(step.fate in ("replayed", "rebuilt") for step in steps)
+    if remove := [n for n in _leftovers(run, kept, changed, lambda t: request.find(t) is not None) if n[0] != "."]:
+        say(f"  deleted: {', '.join(remove)}")
+
+
+def _excerpt(text: str, request: Request, around: int = 40) -> str:
+    start, end = request.find(text) or (0, 0)
+    piece = text[max(0, start - around) : end + around].replace("\n", " ")
+    return ("…" if start > around else "") + piece + ("…" if end + around < len(text) else "")
+
+
+def _agreed() -> bool:
+    """Did somebody type so on a terminal?"""
+    if not sys.stdin.isatty():
+        return False
+    return input("Type forget to do this: ").strip().lower() == "forget"
+
+
+def _conclude(
+    config: ForgetConfig, run: Run, shadow: Run, request: Request, found: Found, steps: list[Step], done: dict[str, Any], ledger: Ledger
+) -> dict[str, Any]:  # fmt: skip
+    """What the commit has to do, with the ledger's entry: who asked, what was done, and what is left."""
+    stale = {s.artifact.name: s.why for s in steps if s.fate == "stale"}
+    changed = {name for name, told in done.items() if told["fate"] in ("replayed", "rebuilt")}
+    spoken = pieces(found.texts(), _kept_texts(shadow, found))
+
+    def shows(text: str) -> bool:
+        return request.find(text) is not None or any(piece in text for piece in spoken)
+
+    # what stays is searched: the new parts, the kept ones, and files that belong to no artifact
+    gone, left = {d.id for part in found.documents.values() for d in part}, []
+    for path in search(_files(shadow.path), lambda text: shows(text) or any(i in text for i in gone)):
+        name = path.relative_to(shadow.path).parts[0]
+        if name in done and done[name]["fate"] == "kept" and not _is_model(shadow.path / name) and name != "tokenizer":
+            stale[name] = "it shows what is to be forgotten"
+        else:
+            left.append(path.relative_to(shadow.path).as_posix())
+    done = {name: told for name, told in done.items() if name not in stale}
+    remove = [f".{name}.work" for name in found.unread] + _leftovers(run, set(done), bool(changed), shows)
+    after = {told["after"] for told in done.values()}
+    simulated = _of_old_models(config, run, after) if changed else []
+    salt = secrets.token_hex(16)
+    records = {
+        "documents": len(found.documents.get("train", [])), "held_out": len(found.documents.get("heldout", [])),
+        "conversations": sum(len([i for i in map(t.shard.ids.__getitem__, t.records) if i not in gone]) for t in found.trained.values()),
+        "feedback": len(found.feedback), "characters": sum(map(len, found.texts())),
+        "fingerprints": sorted({ledger.fingerprint(i, salt) for i in gone}
+                               | {ledger.fingerprint(text, salt) for text in found.texts()}),
+    }  # fmt: skip
+    why = {
+        name: f"{run.path / name} was taken away ({reason}): it came before a forgetting. "
+        f"Make it again with `jielong {'improve ' + str(run.path) if _learnt(run, name) else 'raise --run ' + str(run.path)}`."
+        for name, reason in stale.items()
+    }
+    return {
+        "replace": list(done),
+        "stale": why,
+        "remove": sorted(set(remove)),
+        "feedback": sorted({*found.feedback, *simulated}),
+        "store": config.store,
+        "key": str(config.key) if config.key else "",
+        "entry": {
+            "method": METHOD,
+            "word": WORD,
+            "request": {
+                "id": secrets.token_hex(8), "who": request.who, "why": request.why, "salt": salt,
+                "fingerprint": ledger.fingerprint(request.canonical(), salt),
+                "asked": {"records": len(request.ids), "names": len(request.names), "texts": len(request.texts)},
+            },
+            "records": records,
+            "artifacts": done,
+            "stale": stale,
+            "removed": sorted(set(remove)),
+            "feedback_erased": len({*found.feedback, *simulated}),
+            "searched_pieces": len(spoken),
+            "still_found": left,
+            "tokenizer": tokenizer_check(run, shadow, found),
+            "limits": limits(run, found, done, config.store, ledger.path.exists() and bool(search([ledger.path], shows))),
+        },
+    }  # fmt: skip
+
+
+def _learnt(run: Run, name: str) -> bool:
+    artifact = run.artifact(name)
+    return artifact is not None and artifact.card["kind"] in LEARNT_FROM_FEEDBACK
+
+
+def _kept_texts(shadow: Run, found: Found) -> list[str]:
+    """Everything that the run still says: its documents, and the conversations of its stages."""
+    corpus = shadow.artifact("corpus")
+    kept = [d.text for p in ("train", "heldout") for d in read_documents(corpus.file(f"{p}.parquet"))] if corpus else []
+    for stage in found.trained.values():
+        tokenizer = Tokenizer.load(stage.artifact.file("tokenizer.json"))
+        known = {d.id for part in found.documents.values() for d in part}
+        names = [
+            n
+            for n, i in enumerate(stage.shard.ids)
+            if n not in stage.records and i not in known and not i.startswith(NAME)
+        ]
+        lone = (
+            names if stage.artifact.name != "base" else [n for n in names if stage.shard.ids[n].startswith("lesson-")]
+        )
+        kept += [read_back(stage.shard, n, tokenizer) for n in lone]
+    return kept
+
+
+def _leftovers(run: Run, kept: set[str], changed: bool, shows: Callable[[str], bool]) -> list[str]:
+    """What goes beside the artifacts: journals of trainings, work folders of what is not kept, exports of models that changed, and
+    other files that show what is to be forgotten."""
+    found = []
+    for path in sorted(run.path.iterdir()):
+        name, own = path.name, path.name.removeprefix(".").removesuffix(".work")
+        if name in OWN_FILES or name == FORGETTING or (path / CARD).is_file() or (path / STALE).is_file():
+            continue
+        hidden = path.is_dir() and name.startswith(".")
+        spent = changed and (_is_export(path) or name in commit.JOURNALS)
+        if spent or (hidden and own not in kept) or (not hidden and search(_files(path), shows)):
+            found.append(name)
+    return found
+
+
+def _is_model(path: Path) -> bool:
+    """A model is not taken away because a file beside its weights says such a word; the entry names the file."""
+    return any((path / f).is_file() for f in ("model.safetensors", "adapter.safetensors", "delta.json"))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def _is_export(path: Path) -> bool:
+    """What `jielong export` wrote beside the artifacts."""
+    return path.suffix == ".gguf" or (
+        path.is_dir() and (path / "config.json").is_file() and not path.name.startswith(".")
+    )
+
+
+def _of_old_models(config: ForgetConfig, run: Run, hashes: set[str]) -> list[str]:
+    """What the simulated teacher said about answers of models that are no longer there: new ones get words of their own."""
+    from jielong.feedback.stage import store_of
+
+    if not config.store and not (run.path / "feedback.db").is_file():
+        return []
+    return [
+        a.id for a in store_of(config.store, run).all_answers() if a.source == judge.NAME and a.model_hash not in hashes
+    ]
+
+
+def _tell(run: Run, entry: Entry) -> None:
+    """What was done, in words."""
+    for name, told in entry["artifacts"].items():
+        if told["fate"] in ("replayed", "rebuilt") and "steps" in told:
+            say(f"{name}: {told['fate']} from step {told['from_step']} of {told['steps']} in {told['seconds']:.0f} s")
+    records = entry["records"]
+    count = records["documents"] + records["held_out"] + records["conversations"] + records["feedback"]
+    say(f"{count} records are {entry['word']}: entry {entry['number']} of {run.path / LEDGER}.")
+    for line in entry["limits"]:
+        say(f"  not reached: {line}")
+    for path in entry["still_found"]:
+        say(f"  {path} still says such a word: a new sample of the model, or what others say, too")
+    if entry["stale"]:
+        say(
+            f"Taken away, as they came before: {', '.join(entry['stale'])}. `jielong raise --run {run.path}` makes them again."
+        )

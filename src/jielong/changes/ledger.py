@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from jielong.errors import UserError
@@ -44,6 +43,7 @@ class Ledger:
         found: list[Entry] = []
         before = FIRST
         for number, line in enumerate(lines, 1):
+            entry: Entry = {}
             try:
                 entry = json.loads(line)
                 whole = entry["prev"] == before and entry["number"] == number and entry["hash"] == seal(entry)

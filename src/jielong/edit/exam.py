@@ -34,13 +34,19 @@ class Sat:
 
 
 def sit(
-    model: GPT, tokenizer: Tokenizer, facts: Sequence[Fact], probes: Sequence[Probe], documents: Sequence[Document] = (), seed: int | None = None
+    model: GPT,
+    tokenizer: Tokenizer,
+    facts: Sequence[Fact],
+    probes: Sequence[Probe],
+    documents: Sequence[Document] = (),
+    seed: int | None = None,
 ) -> Sat:
     """The exam. Figures: for each group of probes the share that is answered right in free generation; es, ps, ns and their
     magnitudes under teacher forcing; bits_per_byte where there are documents; repetition and entropy of sampled texts where there is a seed."""
     engine = Engine(model, tokenizer, rows=128)
     prompts = [
-        engine.chat_ids([{"role": "user", "content": p.prompt}]) if p.chat else tokenizer.prompt(p.prompt) for p in probes
+        engine.chat_ids([{"role": "user", "content": p.prompt}]) if p.chat else tokenizer.prompt(p.prompt)
+        for p in probes
     ]
     replies = [r.text for r in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=ANSWER))]
     right = [says(text, p.target, p.old) for p, text in zip(probes, replies, strict=True)]

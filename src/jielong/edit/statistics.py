@@ -55,7 +55,13 @@ def read_text(run: Run, chat: bool, tokenizer: Tokenizer) -> Iterator[list[int]]
 
 
 def key_statistics(
-    run: Run, base: Artifact, model: GPT, tokenizer: Tokenizer, layers: Sequence[int], chat: bool, per_dimension: int = 30
+    run: Run,
+    base: Artifact,
+    model: GPT,
+    tokenizer: Tokenizer,
+    layers: Sequence[int],
+    chat: bool,
+    per_dimension: int = 30,
 ) -> dict[int, Tensor]:
     """Layer → C (K, K) float64 of the model `base`; what is missing is made in one pass over about `per_dimension` · K tokens.
 

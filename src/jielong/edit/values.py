@@ -3,14 +3,15 @@ to write so that the model says something else (Meng et al. 2022, ROME; 2023, ME
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jielong.model.gpt import GPT, causal_mask
+from jielong.model.gpt import GPT, Linear, causal_mask
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ def matrix(layer: int) -> str:
     return f"blocks.{layer}.mlp.down.weight"
 
 
+def second(model: GPT, layer: int) -> Linear:
+    """The layer's second matrix."""
+    found = model.get_submodule(matrix(layer).removesuffix(".weight"))
+    assert isinstance(found, Linear)
+    return found
+
+
 def batch(rows: Sequence[Sequence[int]], pad: int = 0) -> Tensor:
     """(B, T) padded on the right, where causal attention never looks back from."""
     T = max(map(len, rows))
@@ -70,10 +78,11 @@ def batch(rows: Sequence[Sequence[int]], pad: int = 0) -> Tensor:
 def inner(model: GPT, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
     """Layer → the inputs (B, T, K) of its second matrix."""
     found: dict[int, Tensor] = {}
-    hooks = [
-        model.blocks[n].mlp.down.register_forward_pre_hook(lambda _, given, n=n: found.__setitem__(n, given[0].detach()))
-        for n in layers
-    ]
+
+    def note(n: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
+        return lambda _, given: found.__setitem__(n, given[0].detach())
+
+    hooks = [second(model, n).register_forward_pre_hook(note(n)) for n in layers]
     try:
         x, rope = model.enter(tokens)
         mask = causal_mask(tokens.shape[1])

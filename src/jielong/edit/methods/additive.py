@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
-from jielong.edit.values import matrix
+from jielong.edit.values import matrix, second
 from jielong.model.delta import Delta, joined
 from jielong.model.gpt import GPT
 
@@ -50,7 +50,7 @@ def working_copy(bench: Bench) -> GPT:
 @torch.no_grad()
 def add(model: GPT, layer: int, u: Tensor, v: Tensor) -> None:
     """W += U V on the copy."""
-    weight = model.blocks[layer].mlp.down.weight
+    weight = second(model, layer).weight
     weight.copy_((weight.double() + u @ v).to(weight.dtype))
 
 

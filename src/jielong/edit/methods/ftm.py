@@ -10,7 +10,7 @@ from torch import Tensor
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods.additive import Additive, keep, on, statements, working_copy
-from jielong.edit.values import Adam, Context, batch, matrix
+from jielong.edit.values import Adam, Context, batch, matrix, second
 from jielong.model.delta import Delta
 from jielong.model.gpt import GPT, causal_mask
 
@@ -20,7 +20,7 @@ STEPS, LR, ENOUGH = 25, 5e-4, 0.01
 class FineTune(Additive):
     def propose(self, bench: Bench, facts: Sequence[Fact]) -> list[Stored]:
         model, layer, made = working_copy(bench), bench.site.layer, []
-        weight = model.blocks[layer].mlp.down.weight
+        weight = second(model, layer).weight
         with on(bench, model) as current:
             for fact in facts:
                 before = weight.detach().clone()

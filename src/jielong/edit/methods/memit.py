@@ -63,7 +63,9 @@ def written(model: GPT, contexts: Sequence[Context], layer: int) -> Tensor:
     slots = 1 + max(slot for c in contexts for _, slot in c.spots)
     return torch.stack(
         [
-            torch.stack([x[row, t] for row, c in enumerate(contexts) for t, slot in c.spots if slot == own]).double().mean(0)
+            torch.stack([x[row, t] for row, c in enumerate(contexts) for t, slot in c.spots if slot == own])
+            .double()
+            .mean(0)
             for own in range(slots)
         ]
     )

@@ -30,7 +30,7 @@ from jielong.evaluate.statistics import bootstrap
 from jielong.run import Run
 from jielong.train.loop import use_threads
 
-BITS, QUESTIONS = 12, 100  # documents after each single edit; questions per language at the points of a sequence
+BITS, QUESTIONS = 6, 60  # documents after each single edit; questions per language at the points of a sequence
 
 
 def main() -> None:
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=-1)
     parser.add_argument("--place", default="")
     parser.add_argument("--ridge", type=float, default=EditConfig.ridge)
+    parser.add_argument("--seed", type=int, default=1, help="of the facts that are drawn")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if args.part == "table":
@@ -72,7 +73,7 @@ class Teller:
 
 def single(args, run: Run, bench: Bench, tell: Teller) -> None:
     """Each fact alone, on the base."""
-    facts = answered(bench, world_edits(3 * args.count, 1, False), args.count)
+    facts = answered(bench, world_edits(3 * args.count, args.seed, False), args.count)
     documents = held_out(run)[:BITS]
     base_bits = sit(bench.model, bench.tokenizer, [], [], documents).figures["bits_per_byte"]
     probes_of = [
@@ -103,7 +104,7 @@ def single(args, run: Run, bench: Bench, tell: Teller) -> None:
 
 def sequence(args, run: Run, bench: Bench, tell: Teller) -> None:
     """One edit after the other, examined at the points: all edits so far, the rest, and bits per byte."""
-    facts = answered(bench, world_edits(4 * max(args.points), 2, False), max(args.points))
+    facts = answered(bench, world_edits(4 * max(args.points), args.seed, False), max(args.points))
     probes_rest = rest(facts, bench.chat, QUESTIONS, 1)
     documents = held_out(run)
     before = sit(bench.model, bench.tokenizer, [], probes_rest, documents, 1)

@@ -33,6 +33,7 @@ def random_edit(seed: int, keys_: int = 3, values: int = 2) -> dict[str, torch.T
     g = torch.Generator().manual_seed(seed)
     return {
         "keys": torch.randn(keys_ * values, K, generator=g),
+        "still": torch.randn(2, K, generator=g),
         "slots": torch.arange(values).repeat_interleave(keys_),
         "values": torch.randn(values, D, generator=g),
         "layer": torch.tensor(0),
@@ -67,7 +68,7 @@ def test_rome_is_the_least_change_and_the_limit_of_ridge():
         step = step - (step @ k) @ k.T / (k.T @ k)  # stays feasible
         worse = best + step
         assert torch.allclose(worse @ k, r) and torch.trace(worse @ c @ worse.T) > cost
-    edit = {"keys": k.T, "slots": torch.tensor([0]), "values": r.T, "layer": torch.tensor(0)}
+    edit = {"keys": k.T, "still": k.T[:0], "slots": torch.tensor([0]), "values": r.T, "layer": torch.tensor(0)}
     assert torch.allclose(product(closed_form([edit], c, 1e-9)), best, atol=1e-6)
 
 
@@ -82,8 +83,8 @@ def test_several_equalities_hold_at_once():
 def test_ridge_satisfies_the_normal_equations():
     c, edits, ridge = covariance(), [random_edit(n) for n in range(4)], 3.0
     delta = product(closed_form(edits, c, ridge))
-    k = torch.cat([e["keys"] for e in edits]).double()  # (n, K)
-    goal = torch.cat([e["values"][e["slots"]] for e in edits]).double()  # (n, D)
+    k = torch.cat([torch.cat([e["keys"], e["still"]]) for e in edits]).double()  # (n, K)
+    goal = torch.cat([torch.cat([e["values"][e["slots"]], torch.zeros(2, D)]) for e in edits]).double()  # (n, D)
     assert torch.allclose(delta @ (ridge * c + k.T @ k), goal.T @ k, atol=1e-8)
 
 
@@ -92,9 +93,11 @@ def test_ridge_one_by_one_equals_the_batch():
     c, edits, ridge = covariance(), [random_edit(n) for n in range(5)], 2.0
     inverse, delta = torch.linalg.inv(ridge * c), torch.zeros(D, K, dtype=torch.float64)
     for edit in edits:
-        for k, slot in zip(edit["keys"].double(), edit["slots"], strict=True):
+        nothing = torch.zeros(2, D)
+        goals = torch.cat([edit["values"][edit["slots"]], nothing]).double()
+        for k, goal in zip(torch.cat([edit["keys"], edit["still"]]).double(), goals, strict=True):
             gain = inverse @ k / (1 + k @ inverse @ k)
-            delta = delta + torch.outer(edit["values"][slot].double() - delta @ k, gain)
+            delta = delta + torch.outer(goal - delta @ k, gain)
             inverse = inverse - torch.outer(gain, k @ inverse)
     assert torch.allclose(product(closed_form(edits, c, ridge)), delta, atol=1e-8)
 
@@ -204,7 +207,13 @@ def test_memit_at_one_layer_is_the_ridge_form_over_averaged_keys(model, tokenize
     contexts = bench.contexts(FACTS[0])
     values, _ = search(model, 0, contexts, bench.search)
     mean = torch.stack([k.mean(0) for k in keys(model, contexts, 0)])
-    edit = {"keys": mean, "slots": torch.arange(len(values)), "values": values, "layer": torch.tensor(0)}
+    edit = {
+        "keys": mean,
+        "still": mean[:0],
+        "slots": torch.arange(len(values)),
+        "values": values,
+        "layer": torch.tensor(0),
+    }
     mine = product(closed_form([edit], bench.c(0), bench.ridge))
     theirs = editor("memit").delta(bench, {"": stored}).added(matrix(0))
     assert torch.allclose(mine, theirs, atol=1e-4 * float(mine.abs().max()))

@@ -23,6 +23,8 @@ class Context:
     """What is to follow `ids`; nothing where the model is to go on as before."""
     spots: tuple[tuple[int, int], ...] = ()
     """(position in ids and target, slot): the positions of one slot write the same value."""
+    still: tuple[int, ...] = ()
+    """Positions that are to write what they did: where the model decides how to begin its answer."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -35,9 +37,11 @@ def at_subject(ids: Sequence[int], target: Sequence[int], places: Sequence[int])
     return Context(tuple(ids), tuple(target), tuple((p, 0) for p in places))
 
 
-def at_answer(ids: Sequence[int], target: Sequence[int]) -> Context:
-    """The change is written where the target's tokens are predicted, a value of its own for each of them."""
-    return Context(tuple(ids), tuple(target), tuple((len(ids) - 1 + n, n) for n in range(len(target))))
+def at_answer(ids: Sequence[int], target: Sequence[int], start: int | None = None) -> Context:
+    """The change is written where the target's tokens are predicted, a value of its own for each of them; from `start`, where
+    the answer begins, to there nothing is to change."""
+    still = range(start, len(ids) - 1) if start is not None else ()
+    return Context(tuple(ids), tuple(target), tuple((len(ids) - 1 + n, n) for n in range(len(target))), tuple(still))
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,12 @@ def keys(model: GPT, contexts: Sequence[Context], layer: int) -> list[Tensor]:
         torch.stack([inside[row, t] for row, c in enumerate(contexts) for t, slot in c.spots if slot == own])
         for own in range(slots)
     ]
+
+
+def still_keys(model: GPT, contexts: Sequence[Context], layer: int) -> Tensor:
+    """(n, K) float64: the keys at the positions that are to write what they did."""
+    inside = inner(model, batch([c.tokens for c in contexts]), [layer])[layer].double()
+    return torch.cat([inside[row, list(c.still)] for row, c in enumerate(contexts)])
 
 
 class Adam:

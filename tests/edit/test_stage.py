@@ -30,7 +30,7 @@ LOOSE = ["--layer", "1", "--questions", "4", "--guard-neighbours", "0", "--guard
 
 @pytest.fixture
 def run(raised, tmp_path) -> Path:
-    """A copy with the statistics that the first edit made."""
+    """A copy that a test may change."""
     folder = tmp_path / "run"
     shutil.copytree(raised, folder)
     return folder
@@ -52,35 +52,35 @@ def edit(run: Path, *args: str) -> int:
     return main(["edit", str(run), *args, *LOOSE])
 
 
-def test_edit_list_undo(raised, capsys):
+def test_edit_list_undo(run, capsys):
     """One edit, another, the first undone, the second undone: each state is what the set of edits says, to the bit."""
-    before = files(raised / "sft")
-    assert edit(raised, *CAPITAL) == 0
+    before = files(run / "sft")
+    assert edit(run, *CAPITAL) == 0
     out = capsys.readouterr().out
     assert "France is" in out and "edited-1 is served now" in out
-    run = Run(raised)
-    assert run.serving() == "edited-1" and files(raised / "sft") == before
-    card = run.need("edited-1").card
+    home = Run(run)
+    assert home.serving() == "edited-1" and files(run / "sft") == before
+    card = home.need("edited-1").card
     assert card["kind"] == "edited" and card["parents"].keys() == {"sft"} and card["metrics"]["edits"]
-    changed = [n for n, t in weights(raised / "edited-1").items() if not torch.equal(t, weights(raised / "sft")[n])]
+    changed = [n for n, t in weights(run / "edited-1").items() if not torch.equal(t, weights(run / "sft")[n])]
     assert changed == [matrix(1)]
 
-    assert edit(raised, "日本的首都是", "--subject", "日本", "--to", "巴黎") == 0
-    assert main(["changes", str(raised)]) == 0
+    assert edit(run, "日本的首都是", "--subject", "日本", "--to", "巴黎") == 0
+    assert main(["changes", str(run)]) == 0
     told = capsys.readouterr().out
     assert "in use" in told and "2 entries, an unbroken chain" in told
-    first, second = (c.id for c in stage.read_changes(raised / "edited-2")[0])
-    assert main(["undo", str(raised), first[:5]]) == 0 and run.serving() == "edited-3"
-    fresh = raised.parent / "fresh"  # never made the first edit
+    first, second = (c.id for c in stage.read_changes(run / "edited-2")[0])
+    assert main(["undo", str(run), first[:5]]) == 0 and home.serving() == "edited-3"
+    fresh = run.parent / "fresh"  # never made the first edit
     for name in ("corpus", "sft", "keys-sft-1"):
-        shutil.copytree(raised / name, fresh / name)
+        shutil.copytree(run / name, fresh / name)
     assert edit(fresh, "日本的首都是", "--subject", "日本", "--to", "巴黎") == 0
-    one, two = weights(raised / "edited-3"), weights(fresh / "edited-1")
+    one, two = weights(run / "edited-3"), weights(fresh / "edited-1")
     assert all(torch.equal(one[n], two[n]) for n in one)
-    assert main(["undo", str(raised), "last"]) == 0
-    assert run.serving() == "sft" and files(raised / "sft") == before
-    assert main(["undo", str(raised), second]) == 2 and "no edit in use" in capsys.readouterr().err
-    assert main(["changes", str(raised), "--json"]) == 0
+    assert main(["undo", str(run), "last"]) == 0
+    assert home.serving() == "sft" and files(run / "sft") == before
+    assert main(["undo", str(run), second]) == 2 and "no edit in use" in capsys.readouterr().err
+    assert main(["changes", str(run), "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [e["kind"] for e in entries] == ["edit", "edit", "undo", "undo"] and entries[2]["exact"]
 
@@ -155,6 +155,35 @@ def test_a_tampered_ledger_stops_everything(run, capsys):
         assert "line 1 does not fit" in capsys.readouterr().err and files(run) == before
 
 
+def test_statistics_that_were_interrupted_go_on(run, monkeypatch):
+    """Killed after the third batch, the second pass ends where one pass does, and does not begin anew."""
+    from jielong.edit import statistics
+    from jielong.tokens.tokenizer import Tokenizer
+
+    home = Run(run)
+    base = home.need("sft")
+    model, tokenizer = load_model(base.path), Tokenizer.load(base.file("tokenizer.json"))
+    monkeypatch.setattr(statistics, "SAVE", -1.0)
+    monkeypatch.setattr(statistics, "ROWS", 4)
+    whole = statistics.key_statistics(home, base, model, tokenizer, [0], False)[0]
+    shutil.rmtree(run / "keys-sft-0")
+    real, calls = statistics.add_keys, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(statistics, "add_keys", killed)
+    with pytest.raises(KeyboardInterrupt):
+        statistics.key_statistics(home, base, model, tokenizer, [0], False)
+    assert not (run / "keys-sft-0").exists()
+    again = statistics.key_statistics(home, base, model, tokenizer, [0], False)[0]
+    assert torch.equal(again, whole)
+    assert len(calls) == 4 + home.need("keys-sft-0").card["metrics"]["batches"] - 3
+
+
 class Sabotage(Additive):
     """An editor that writes noise."""
 
@@ -170,7 +199,11 @@ def test_the_guard_refuses_a_sabotaged_editor(run, capsys, monkeypatch):
     assert main(["edit", str(run), *CAPITAL, "--layer", "1", "--questions", "4", "--guard-took", "0"]) == 2
     told = capsys.readouterr().err
     assert "Refused, and nothing was changed" in told and "bits per byte of held-out text is" in told
-    assert "Next: " in told and "; try another method" in told and files(run) == before
+    assert "Next: " in told and "; try another method" in told
+    after = {
+        n: h for n, h in files(run).items() if not n.startswith("keys-")
+    }  # statistics of the model, kept for next time
+    assert after == before
 
 
 def test_the_limits_are_the_settings():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -54,13 +54,11 @@ def add(model: GPT, layer: int, u: Tensor, v: Tensor) -> None:
     weight.copy_((weight.double() + u @ v).to(weight.dtype))
 
 
-@contextmanager
-def on(bench: Bench, model: GPT) -> Iterator[Bench]:
+def around(bench: Bench, model: GPT) -> Bench:
     """The same bench around another model; the replies of the first one still give the texts."""
-    texts = bench.engine
-    other = Bench(**{**{f: getattr(bench, f) for f in bench.__dataclass_fields__}, "model": model})
-    other.__dict__["engine"] = texts
-    yield other
+    other = replace(bench, model=model)
+    other.__dict__["engine"] = bench.engine
+    return other
 
 
 def merge(layers: Sequence[int], parts: Mapping[int, list[tuple[Tensor, Tensor]]]) -> Delta:

@@ -198,7 +198,7 @@ def test_the_guard_refuses_a_sabotaged_editor(run, capsys, monkeypatch):
     before = files(run)
     assert main(["edit", str(run), *CAPITAL, "--layer", "1", "--questions", "4", "--guard-took", "0"]) == 2
     told = capsys.readouterr().err
-    assert "Refused, and nothing was changed" in told and "bits per byte of held-out text is" in told
+    assert "Refused, and nothing was changed" in told and "writes in ordinary text is" in told
     assert "Next: " in told and "; try another method" in told
     after = {
         n: h for n, h in files(run).items() if not n.startswith("keys-")

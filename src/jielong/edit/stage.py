@@ -249,9 +249,15 @@ def figures(
         share = kept(before, after, probes, group)
         if share is not None:
             old[f"{group}_kept"], new[f"{group}_kept"] = 1.0, share
-    weights = bench.model.state_dict()
-    new["weights"] = max((float(delta.added(n).norm() / weights[n].double().norm()) for n in delta.parts), default=0.0)
+    new["weights"] = max((moved(bench, delta, name) for name in delta.parts), default=0.0)
     return old, new
+
+
+def moved(bench: Bench, delta: Delta, name: str) -> float:
+    """√(tr(ΔCΔᵀ)/tr(WCWᵀ)): how far the matrix's outputs on ordinary text move, as a share of their size."""
+    c = bench.c(int(name.split(".")[1]))
+    change, weight = delta.added(name), bench.model.state_dict()[name].double()
+    return float(((change @ c * change).sum() / (weight @ c * weight).sum()).sqrt())
 
 
 def limits(config: EditConfig) -> list[Limit]:
@@ -265,7 +271,7 @@ def limits(config: EditConfig) -> list[Limit]:
         Limit("knowledge_kept", "the share of other facts kept", config.guard_rest, None, True, True, f"{weaker}; {other}"),
         Limit("bits_per_byte", "bits per byte of held-out text", None, 1 + config.guard_bits, False, False, f"raise --ridge above {config.ridge:g}; {other}"),
         Limit("entropy", "the entropy of drawn text", 1 - config.guard_entropy, None, False, False, f"raise --ridge above {config.ridge:g}; {other}"),
-        Limit("weights", "the change of a matrix", None, config.guard_norm, True, True, f"raise --ridge above {config.ridge:g}; {other}"),
+        Limit("weights", "the change of what a matrix writes in ordinary text", None, config.guard_norm, True, True, f"raise --ridge above {config.ridge:g}; {other}"),
     ]  # fmt: skip
 
 
@@ -278,7 +284,7 @@ NAMES = {
     "efficacy": "the edit, asked freely", "paraphrase": "in other words", "other_language": "in the other language",
     "earlier": "earlier edits", "neighbours": "neighbours", "neighbours_kept": "neighbours kept", "knowledge": "other facts",
     "knowledge_kept": "other facts kept", "es": "P(new) > P(old)", "ps": "the same, paraphrased", "ns": "neighbours: P(true) > P(new)",
-    "bits_per_byte": "bits per byte", "repetition": "repetition", "entropy": "entropy", "weights": "change of the matrix",
+    "bits_per_byte": "bits per byte", "repetition": "repetition", "entropy": "entropy", "weights": "change on ordinary text",
 }  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jielong.align.work import fresh_work
 from jielong.corpus.documents import read_documents
 from jielong.edit.values import inner
 from jielong.errors import UserError
@@ -22,6 +21,7 @@ from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
 from jielong.tokens.chat import encode_chat
 from jielong.tokens.tokenizer import Tokenizer
+from jielong.train.making import begin
 
 LONGEST = 128  # tokens of a document that are read
 ROWS = 16
@@ -75,20 +75,21 @@ def key_statistics(
         if a is None or a.card["parents"] != {base.name: base.hash} or a.card["config"] != config | {"layers": [n]}
     ]  # fmt: skip
     if missing:
-        sums, count = _stream(run, base, model, tokenizer, missing, chat, per_dimension)
+        sums, count, batches = _stream(run, base, model, tokenizer, missing, chat, per_dimension)
         for n in missing:
             with run.build(names[n], kind="keys", config=config | {"layers": [n]}, parents=[base]) as build:
                 _save({"c": sums[n] / count}, build.path / "keys.safetensors")
-                build.metrics = {"tokens": count, "layer": n}
+                build.metrics = {"tokens": count, "batches": batches, "layer": n}
     return {n: _load(run.need(name).file("keys.safetensors"))["c"] for n, name in names.items()}
 
 
 def _stream(
     run: Run, base: Artifact, model: GPT, tokenizer: Tokenizer, layers: Sequence[int], chat: bool, per_dimension: int
-) -> tuple[dict[int, Tensor], int]:
+) -> tuple[dict[int, Tensor], int, int]:
     K = model.config.mlp_width
     wanted = per_dimension * K
-    work = fresh_work(run, "keys", [base.hash, list(layers), chat, per_dimension])
+    work = run.work("keys")
+    begin(work, {"base": base.hash, "layers": list(layers), "chat": chat, "per_dimension": per_dimension}, None)
     sums = {n: torch.zeros(K, K, dtype=torch.float64) for n in layers}
     count = at = 0
     if (state := work / "sums.safetensors").is_file():
@@ -111,7 +112,7 @@ def _stream(
     if count < 2 * K:
         raise UserError(f"The text has {count:,} tokens; the statistics of this layer need {2 * K:,} at least.")
     shutil.rmtree(work, ignore_errors=True)
-    return sums, count
+    return sums, count, -(-at // ROWS)
 
 
 def _first(documents: Iterator[list[int]], tokens: int) -> Iterator[list[int]]:

@@ -18,8 +18,10 @@ from starlette.exceptions import HTTPException
 from jielong.errors import UserError
 from jielong.feedback.store import Store
 from jielong.generate.engine import Engine
+from jielong.run import Run
 from jielong.serve.answers import Answer, event
 from jielong.serve.detect import Detection, add_detect
+from jielong.serve.edit import add_edit
 from jielong.serve.feedback import Recent, add_feedback, user_of
 from jielong.serve.guard import Guard, error_body
 from jielong.serve.improve import Trainer, add_improve
@@ -52,11 +54,12 @@ def make_app(
     renewed: Callable[[str], Served | None] | None = None,
     reward: Callable[[], RewardModel | None] | None = None,
     detection: Detection | None = None,
+    edits: Run | None = None,
 ) -> FastAPI:
     """The application around one or more engines; the first one answers who names none. `feedback` opens the store of what
     people say about answers; without it nobody is asked. `trainer` lets the page train from it. `renewed(name)` loads the
     model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward.
-    `detection` marks and remembers answers."""
+    `detection` marks and remembers answers; `edits` is the run whose facts may be corrected."""
     recent = Recent()
     detection = detection or Detection()
     models = Models(served)
@@ -124,7 +127,7 @@ def make_app(
         metrics = engine.card.get("metrics") or {}
         card |= {k: metrics.get(k) for k in ("parameters", "steps", "tokens")}
         told = {"card": card, "context": engine.context, "report": bool(report_file(found)), "models": list(models)}
-        return told | {"feedback": feedback is not None, "improve": trainer is not None}
+        return told | {"feedback": feedback is not None, "improve": trainer is not None, "edit": edits is not None}
 
     def report_file(found: Served) -> Path | None:
         file = found.run / "report" / "report.html" if found.run else None
@@ -221,6 +224,8 @@ def make_app(
         add_feedback(app, recent, feedback)
     if trainer:
         add_improve(app, trainer, switch)
+    if edits:
+        add_edit(app, edits, switch)
     add_reward(app, worker, reward)
     add_detect(app, worker, detection, find)
     add_prompts(app, lambda model: find(model).run)

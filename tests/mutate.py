@@ -55,21 +55,21 @@ MUTATIONS = [
     Mutation("missing end ignored", PPO, "return scores if missing_end is None else torch.where(", "return scores if True else torch.where("),
     Mutation("missing end where there is one", PPO, "torch.where(drawn.ended, scores,", "torch.where(~drawn.ended, scores,"),
     Mutation("end token left out of the answer", ROLLOUT, "[Answered(tuple(r.prompt), tuple(r.answer)) for r in requests],", "[Answered(tuple(r.prompt), tuple(r.answer[:-1] if r.finish == 'stop' and len(r.answer) > 1 else r.answer)) for r in requests],"),
-    Mutation("reward read one token before the end", SCORING, "torch.tensor([len(s) - 1 for s in sequences])]", "torch.tensor([len(s) - 2 for s in sequences])]"),
+    Mutation("reward read one token before the end", SCORING, "_indices([len(s) - 1 for s in sequences])]", "_indices([len(s) - 2 for s in sequences])]"),
     Mutation("reward model not normalised", REWARD, "    mean, std = normalise(reward, reference_answers(start, messages, config), dtype)", "    mean, std = 0.0, 1.0"),
     Mutation("reward model scaled, not shifted", REWARD, "reward.score.bias.sub_(mean).div_(std)", "reward.score.bias.div_(std)"),
-    Mutation("reward whitening loses the mean", PPO, "rewards = whiten(rewards, keep_mean=True)", "rewards = whiten(rewards)"),
-    Mutation("reward whitening left out", PPO, "rewards = whiten(rewards, keep_mean=True)", "pass"),
+    Mutation("reward whitening loses the mean", PPO, "rewards = whiten(rewards, keep_mean=True, team=self.team)", "rewards = whiten(rewards, team=self.team)"),
+    Mutation("reward whitening left out", PPO, "rewards = whiten(rewards, keep_mean=True, team=self.team)", "pass"),
     # advantages
     Mutation("λ ignored", LOSSES, "running = delta[:, t] + gamma * lam * running", "running = delta[:, t] + gamma * running"),
     Mutation("γ ignored", LOSSES, "delta = r + gamma * v[:, 1:] - v[:, :L]", "delta = r + v[:, 1:] - v[:, :L]"),
-    Mutation("GAE leaks across answers", LOSSES, "    E, L = len(lengths), int(lengths.max())\n    column", "    lengths = lengths.sum().view(1)\n    E, L = 1, int(lengths)\n    column"),
+    Mutation("GAE leaks across answers", LOSSES, "    E, L = len(lengths), max(lengths.tolist(), default=0)\n    column", "    lengths = lengths.sum().view(1)\n    E, L = 1, int(lengths)\n    column"),
     Mutation("values one token late", SCORING, "columns = [len(s.prompt) - 1 + t for", "columns = [len(s.prompt) + t - (t + 1 == len(s.answer)) for"),
     Mutation("returns from whitened advantages", PPO, "returns = advantages + values", "returns = whiten(advantages) + values"),
     Mutation("returns without values", PPO, "returns = advantages + values", "returns = advantages"),
-    Mutation("whitening off", PPO, "values, whiten(advantages), returns), metrics", "values, advantages, returns), metrics"),
+    Mutation("whitening off", PPO, "values, whiten(advantages, team=self.team), returns), metrics", "values, advantages, returns), metrics"),
     Mutation("whitening per micro-batch", PPO, "policy_loss(new, part.logprobs, part.advantages, c.clip)", "policy_loss(new, part.logprobs, whiten(part.advantages), c.clip)"),
-    Mutation("whitening per process", LOSSES, "count, first = total(torch.tensor([float(values.numel()), float(values.sum(dtype=torch.float64))]).double())", "count, first = torch.tensor([float(values.numel()), float(values.sum(dtype=torch.float64))]).double()"),
+    Mutation("whitening per process", LOSSES, "count, first = team.sum(torch.tensor([float(values.numel()), float(values.sum(dtype=torch.float64))]).double())", "count, first = torch.tensor([float(values.numel()), float(values.sum(dtype=torch.float64))]).double()"),
     Mutation("advantages keep a gradient", SCORING, "@torch.no_grad()\ndef answer_values(", "def answer_values("),
     # losses
     Mutation("objective with the wrong sign", LOSSES, "plain, clipped = -advantages * ratio, -advantages * ratio.clamp", "plain, clipped = advantages * ratio, advantages * ratio.clamp"),
@@ -82,8 +82,8 @@ MUTATIONS = [
     Mutation("value loss without its half", LOSSES, "return 0.5 * torch.maximum(", "return torch.maximum("),
     Mutation("value weight ignored", PPO, "+ c.value_weight * value) / count", "+ value) / count"),
     Mutation("loss divided by its micro-batch", PPO, "self.loss(part.rows(group), dtype, count, train_actor)", "self.loss(part.rows(group), dtype, float(part.rows(group).lengths.sum()), train_actor)"),
-    Mutation("temperature not in the old log-probabilities", PPO, "answer_logprobs(actor, sequences, dtype, c.temperature)", "answer_logprobs(actor, sequences, dtype)"),
-    Mutation("temperature not in the reference", PPO, "answer_logprobs(self.reference, sequences, dtype, c.temperature)", "answer_logprobs(self.reference, sequences, dtype)"),
+    Mutation("temperature not in the old log-probabilities", PPO, "answer_logprobs(actor, sequences, dtype, c.temperature, team=self.team)", "answer_logprobs(actor, sequences, dtype, team=self.team)"),
+    Mutation("temperature not in the reference", PPO, "answer_logprobs(self.reference, sequences, dtype, c.temperature, team=self.team)", "answer_logprobs(self.reference, sequences, dtype, team=self.team)"),
     Mutation("temperature not in the update", PPO, "hidden_before(actor, part.sequences, dtype), c.temperature)", "hidden_before(actor, part.sequences, dtype))"),
     Mutation("temperature not in any re-scoring", SCORING, "body.logits(hidden).float() / temperature", "body.logits(hidden).float()"),
     Mutation("k3 for k1 upside down", LOSSES, '"k3": torch.expm1(-k1) + k1', '"k3": torch.expm1(k1) - k1'),
@@ -93,7 +93,7 @@ MUTATIONS = [
     Mutation("reference = actor", POLICY, "reference = merged_copy(actor)", "reference = actor"),
     Mutation("critic shares the actor's weights", PPO, "model = ActorCritic(actor, Scored.load(reward.path))", "model = ActorCritic(actor, Scored(actor))"),
     Mutation("critic does not start from the reward model", PPO, "model = ActorCritic(actor, Scored.load(reward.path))", "model = ActorCritic(actor, Scored(__import__('copy').deepcopy(reference).requires_grad_(True)))"),
-    Mutation("judge = critic", PPO, "return score(judge, drawn.sequences, dtype)", "return score(model.critic, drawn.sequences, dtype)"),
+    Mutation("judge = critic", PPO, "return score(judge, drawn.sequences, dtype, team=team)", "return score(model.critic, drawn.sequences, dtype, team=team)"),
     Mutation("LoRA not rolled out", SCORING, "+= layer.scale * (layer.b @ layer.a).detach()", "+= 0.0"),
     Mutation("actor learns in the critic's warm-up", PPO, "torch.set_grad_enabled(train_actor)", "torch.set_grad_enabled(True)"),
     # the update and its loop
@@ -140,7 +140,8 @@ def copy_of_the_tests(folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", folder / "src", ignore=ignore)
     shutil.copytree(ROOT / "tests" / "align", folder / "tests" / "align", ignore=ignore)
-    shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
+    for name in ("conftest.py", "jobs.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 

@@ -8,6 +8,8 @@ import json
 import math
 from pathlib import Path
 
+import torch
+
 from jielong.changes.forgotten import forgotten
 from jielong.config import FinetuneConfig, ModelConfig, OptimConfig
 from jielong.errors import UserError
@@ -82,12 +84,11 @@ def run(config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), ke
         threads=use_threads(config.threads),
         steps=config.steps or max(1, math.ceil(config.epochs * positions * 1.03 / (config.rows * config.length))),
     )
-    model = GPT(ModelConfig(**json.loads(base.file("model.json").read_text(encoding="utf-8"))))
+    with torch.device("meta"):  # the control's weights are drawn when it is divided
+        model = GPT(ModelConfig(**json.loads(base.file("model.json").read_text(encoding="utf-8"))))
     if config.length > model.config.context:
         raise UserError(f"length ({config.length}) exceeds the model's context ({model.config.context}).")
-    if config.from_scratch:
-        model.init_weights(config.seed)
-    else:
+    if not config.from_scratch:
         model = load_model(base.path)
         if config.lora_rank:
             add_lora(model, config.lora_rank, config.lora_alpha or 2.0 * config.lora_rank, config.seed)

@@ -87,8 +87,8 @@ def train_artifact(
     history: bool = True,
     keep: bool = False,
 ) -> Artifact:
-    """Train `model` into artifact `name`, resumably: what both supervised stages share. Without `history` only the
-    newest checkpoint is kept.
+    """Train `model` into artifact `name`, resumably: what both supervised stages share. A model on "meta" starts with random
+    weights. Without `history` only the newest checkpoint is kept.
 
     The work folder keeps shard, index and checkpoints between interruptions; it belongs to one making, which its
     `making.json` records, and is started anew for another, unless `keep` says that it was prepared for this one.
@@ -101,7 +101,8 @@ def train_artifact(
             begin(work, making, config.threads if team.alone else None, keep)
         shard, index, norm = prepare(work)
     rows, length = config.rows, config.length
-    whole = share(model, team, dtype_of(config.precision, team.device))
+    empty = model.embedding.weight.is_meta
+    whole = share(model, team, dtype_of(config.precision, team.device), config.seed if empty else None)
     observe_steps = frozenset()
     if observe is not None:
         every = max(1, math.ceil(steps * getattr(config, "sample_every", 0.1)))
@@ -190,8 +191,8 @@ def run(
         threads=use_threads(config.threads),
     )
     _check(config)
-    model = GPT(config.model)
-    model.init_weights(config.seed)
+    with torch.device("meta"):  # weights are drawn when the model is divided
+        model = GPT(config.model)
 
     def prepare(work: Path) -> tuple[Shard, DataIndex, float]:
         if not (work / "index.npz").exists():

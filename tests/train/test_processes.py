@@ -16,11 +16,12 @@ import pytest
 import torch
 from jobs import ONE_THREAD, TORCHRUN, said, stop_second
 from safetensors.torch import load_file
-from training_process import ROWS, SHAPES, STEPS, training
+from training_process import ROWS, SHAPES, STEPS, config_of, training
 
 from jielong.cli import dispatch, main
 from jielong.config import ParallelConfig
 from jielong.errors import UserError
+from jielong.model.gpt import GPT
 from jielong.run import Run
 from jielong.train.distributed import LOST, _of_this_start, make_team, pick_device
 from jielong.train.layout import Division, Layout
@@ -66,6 +67,13 @@ def two(tmp_path_factory):
         "fsdp-gpt2": {"shape": "gpt2", "parallel": {"strategy": "fsdp", "recompute": True, "micro_rows": 1}},
         "tensor": {"shape": "qwen", "clip": 0.1, "parallel": {"tensor": 2}},
         "tensor-gpt2": {"shape": "gpt2", "parallel": {"tensor": 2, "recompute": True}},
+        "compiled-fsdp": {
+            "shape": "qwen",
+            "clip": 0.1,
+            "parallel": {"strategy": "fsdp", "recompute": True, "compile": True},
+        },
+        "drawn-fsdp": {"shape": "gpt2", "seed": 5, "parallel": {"strategy": "fsdp"}},
+        "drawn-tensor": {"shape": "qwen", "seed": 5, "parallel": {"tensor": 2}},
     }
     return folder, cases, torchrun(2, folder, cases)
 
@@ -84,10 +92,24 @@ def check(alone, folder: Path, name: str, case: dict, told: list[dict], first: i
             )
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp-gpt2", "tensor", "tensor-gpt2"])
+WAYS = ["ddp", "fsdp", "fsdp-gpt2", "tensor", "tensor-gpt2", "compiled-fsdp"]
+
+
+@pytest.mark.parametrize("name", WAYS)
 def test_two_processes_train_what_one_does(alone, two, name):
     folder, cases, told = two
     check(alone, folder, name, cases[name], told[name])
+
+
+def test_weights_that_are_drawn_in_parts_are_the_usual_ones(two):
+    folder, cases, told = two
+    for name in ("drawn-fsdp", "drawn-tensor"):
+        usual = GPT(config_of(cases[name]["shape"]))
+        usual.init_weights(5)
+        found = load_file(folder / f"{name}.began.safetensors")
+        assert found.keys() == usual.state_dict().keys()
+        assert all(torch.equal(found[key], p) for key, p in usual.state_dict().items())
+        assert max(one["held"] for one in told[name]) < 0.7 * usual.parameter_count()
 
 
 def test_rows_are_shared_out_without_overlap(two):
@@ -274,9 +296,23 @@ def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):
         make_team(ParallelConfig(tensor=2), "cpu", 0)
     with pytest.raises(UserError, match="torchrun --nproc-per-node"):
         make_team(ParallelConfig(strategy="fsdp"), "cpu", 0)
+    with pytest.raises(UserError, match="leave one of them out"):
+        make_team(ParallelConfig(tensor=2, compile=True), "cpu", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cpu"):
         pick_device("cuda")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="without it"):
         dispatch("corpus", ["--run", str(tmp_path)])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_compiled_blocks_compute_the_same(shape, recompute, tmp_path, alone):
+    """One process; without the last step, the machine's code (docs/log.md says how that was compared)."""
+    torch.set_num_threads(1)
+    case = {"shape": shape, "parallel": {"recompute": recompute, "compile": True}}
+    torch._dynamo.reset()
+    told = training(tmp_path, "compiled", case)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] and not torch._dynamo.utils.counters["graph_break"]
+    check(alone, tmp_path, "compiled", case, [told])  # the names are those of the plain model, too

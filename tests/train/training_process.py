@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -32,9 +34,13 @@ SHAPES = {  # sizes that two processes divide unevenly, where that is allowed
 }  # fmt: skip
 
 
+def config_of(shape: str) -> ModelConfig:
+    return ModelConfig(vocab_size=VOCABULARY, context=LENGTH, layers=2, width=23, **SHAPES[shape])
+
+
 def tiny(shape: str) -> GPT:
     """No weight is zero, so that every path matters."""
-    model = GPT(ModelConfig(vocab_size=VOCABULARY, context=LENGTH, layers=2, width=23, **SHAPES[shape]))
+    model = GPT(config_of(shape))
     model.init_weights(1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -47,7 +53,6 @@ def training(folder: Path, name: str, case: dict[str, Any], start: Path | None =
     """Train, from the checkpoint in `start` if there is one. Writes NAME.safetensors (weights, and the gradients of the
     first step) into `folder`, checkpoints into NAME/; returns the curve and what this process saw and held."""
     config = ParallelConfig(**case.get("parallel", {}))
-    model = tiny(case["shape"])
     team = make_team(config, "cpu", 0)
     with team.in_turn():
         if team.first:
@@ -60,7 +65,16 @@ def training(folder: Path, name: str, case: dict[str, Any], start: Path | None =
     index = make_index(shard.lengths, shard.ids, LENGTH, STEPS * ROWS, 1)
     groups = team.rows(ROWS, config.micro_rows)
     losses = [token_loss(shard, index, ROWS, LENGTH, 0, ROWS * LENGTH, frozenset({"7"}), only) for only in groups]
-    whole = share(model, team, torch.float32)
+    seed = case.get("seed")  # random weights that are drawn as the model is divided
+    with torch.device("cpu" if seed is None else "meta"):
+        model = tiny(case["shape"]) if seed is None else GPT(config_of(case["shape"]))
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # all that torch.compile does but the machine's code, which takes its time
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        whole = share(model, team, torch.float32, seed)
+    if seed is not None and (began := whole()) is not None:
+        save_file(began.state_dict(), folder / f"{name}.began.safetensors")
     held = sum(local(p).numel() for p in model.parameters())
     for loss_of in losses:
         loss_of(model, 0, torch.float32).backward()

@@ -140,6 +140,8 @@ class ParallelConfig:
     """Packed rows that a process computes at a time; gradients are added up over them. 0 = all of its rows."""
     recompute: bool = False
     """Keep only the input of each block, and compute the rest again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the blocks (torch.compile): the first steps take up to minutes, later ones less time. Meant for GPUs."""
 
 
 @dataclass

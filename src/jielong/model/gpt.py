@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -147,6 +148,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     recompute = False
     """Keep only the input, and compute the rest again for the backward pass (activation checkpointing, Chen et al. 2016)."""
+    compiled: Callable[[Tensor, Rope | None, Tensor], Tensor] | None = None
+    """`outside`, compiled for training. No module of its own, so that no parameter changes its name; FSDP's hooks, which gather
+    the weights, run outside of it."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -156,6 +160,11 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
+        if self.compiled is not None and torch.is_grad_enabled():
+            return self.compiled(x, rope, mask)
+        return self.outside(x, rope, mask)
+
+    def outside(self, x: Tensor, rope: Rope | None, mask: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             y = checkpoint(self.inside, x, rope, mask, use_reentrant=False, preserve_rng_state=False)
             assert isinstance(y, Tensor)
@@ -228,26 +237,28 @@ class GPT(nn.Module):
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     def init_weights(self, seed: int) -> None:
-        """Random weights, a pure function of the seed and the parameter's name.
+        """Random weights, a pure function of the seed and the parameter's name."""
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                p.copy_(self.first_weights(seed, name, p.shape))
+
+    def first_weights(self, seed: int, name: str, shape: torch.Size) -> Tensor:
+        """One parameter's random weights.
 
         Embeddings N(0, 0.02) when tied (they are the head too), else N(0, 1); matrices N(0, 1/3/fan_in); the two
         matrices that write into the residual stream start at zero, so that every block starts as the identity.
         """
-        for name, p in self.named_parameters():
-            if p.ndim == 1:
-                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
-            elif name.endswith(("attention.o.weight", "mlp.down.weight")):
-                nn.init.zeros_(p)
-            else:
-                generator = torch.Generator().manual_seed(_key(seed, name))
-                if name.startswith(("embedding", "places")):
-                    std = 0.02 if self.config.tied else 1.0
-                elif name.startswith("head"):
-                    std = 0.002
-                else:
-                    std = math.sqrt(1 / 3 / p.shape[1])
-                with torch.no_grad():
-                    p.normal_(0.0, std, generator=generator)
+        if len(shape) == 1:
+            return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+        if name.endswith(("attention.o.weight", "mlp.down.weight")):
+            return torch.zeros(shape)
+        if name.startswith(("embedding", "places")):
+            std = 0.02 if self.config.tied else 1.0
+        elif name.startswith("head"):
+            std = 0.002
+        else:
+            std = math.sqrt(1 / 3 / shape[1])
+        return torch.empty(shape).normal_(0.0, std, generator=torch.Generator().manual_seed(_key(seed, name)))
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())

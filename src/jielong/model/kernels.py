@@ -2,7 +2,7 @@
 
 On the CPU a training step is held up by passes over memory between the matrix products. Each function here does in
 few passes, and keeps few tensors for the backward pass, what the composed operations do in many. Each is tested
-against the plain formula by its gradient.
+against the plain formula by its gradient. A compiler gets the plain formulas, which it fuses by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
@@ -68,6 +68,9 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE in the half-split layout of Llama and Qwen: x (B, T, H, d), cos and sin (B or 1, T, 1, d/2)."""
+    if torch.compiler.is_compiling():
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
     return _Rotate.apply(x, cos, sin)  # pyright: ignore[reportReturnType]
 
 
@@ -96,6 +99,9 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(both: Tensor) -> Tensor:
     """silu(gate)·up for `both` = [gate, up] (…, 2M) → (…, M)."""
+    if torch.compiler.is_compiling():
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate) * up
     return _SwiGLU.apply(both)  # pyright: ignore[reportReturnType]
 
 
@@ -114,6 +120,8 @@ class _SquaredReLU(torch.autograd.Function):
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)² (So et al. 2021)."""
+    if torch.compiler.is_compiling():
+        return x.clamp_min(0).square()
     return _SquaredReLU.apply(x)  # pyright: ignore[reportReturnType]
 
 

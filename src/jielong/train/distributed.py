@@ -271,6 +271,8 @@ def make_team(config: ParallelConfig, device: str, parameters: int) -> Team:
     place = pick_device(device)
     if config.micro_rows < 0:
         raise UserError("--parallel.micro-rows must be at least 0.")
+    if config.compile and config.tensor > 1:
+        raise UserError("--parallel.compile does not go with --parallel.tensor; leave one of them out.")
     if not dist.is_initialized():
         if config.strategy == "fsdp" or config.tensor > 1:
             raise UserError(

@@ -13,6 +13,7 @@ from jielong.config import ModelConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, Block, Linear, for_gpu, reading
 from jielong.train.distributed import Team
+from jielong.train.layout import local
 
 
 class Whole(Protocol):
@@ -22,24 +23,30 @@ class Whole(Protocol):
     def __call__(self, everyone: bool = False) -> GPT | None: ...
 
 
-def share(model: GPT, team: Team, dtype: torch.dtype) -> Whole:
+def share(model: GPT, team: Team, dtype: torch.dtype, seed: int | None = None) -> Whole:
     """Move the model to the team's device and divide it as the team wants, in place; returns what gathers it again. Raises
-    UserError for shapes that cannot be divided."""
+    UserError for shapes that cannot be divided.
+
+    With `seed` the model has shapes but no memory (it was built on "meta"), and gets random weights, as `init_weights` gives
+    them, when it is divided: no process ever holds more of it than its parts and one parameter.
+    """
     for block in model.blocks:
         assert isinstance(block, Block)
         block.recompute = team.parallel.recompute
         if team.device.type == "cuda":
             for_gpu(block)
+        if team.parallel.compile:
+            block.compiled = torch.compile(block.outside, fullgraph=True)  # alike: one is compiled for all
     if not team.sharded:
-        model.to(team.device)
+        _place(model, team, seed)
         return lambda everyone=False: model if team.first or everyone else None
     twin = _empty_twin(model)
     if team.tensor > 1:
         _split_blocks(model, team)
     if team.fsdp:
         _shard(model, team, dtype)  # moves one block after the other, so that no GPU ever holds them all
-    else:
-        model.to(team.device)
+    if seed is not None or not team.fsdp:
+        _place(model, team, seed)
 
     def whole(everyone: bool = False) -> GPT | None:
         state: dict[str, Tensor] = {}
@@ -73,6 +80,19 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@torch.no_grad()
+def _place(model: GPT, team: Team, seed: int | None) -> None:
+    """Move the process's parts to its device, or give them memory and their first weights there."""
+    if seed is None:
+        model.to(team.device)
+        return
+    model.to_empty(device=team.device)
+    for name, p in model.named_parameters():
+        start, size = team.layout(p).box(p.shape)
+        part = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+        local(p).copy_(model.first_weights(seed, name, p.shape)[part])
 
 
 def _empty_twin(model: GPT) -> GPT:

@@ -26,7 +26,9 @@ from jielong.train.loop import use_threads
 EPOCHS = 4  # up to so many passes a token read again is worth almost a new one (Muennighoff et al. 2023)
 LEAST_SIZES, LEAST_COUNTS = 6, 2  # five coefficients, and a size to leave out
 LEAST_STEPS = 10
-FEW_COUNTS = "Two numbers of tokens cannot tell E from B / D^β: trust no advice that is far from them; give three --tokens."
+FEW_COUNTS = (
+    "Two numbers of tokens cannot tell E from B / D^β: trust no advice that is far from them; give three --tokens."
+)
 
 
 @dataclass(frozen=True)

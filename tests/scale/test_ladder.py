@@ -107,6 +107,7 @@ def test_a_whole_ladder(climbed):
     low, high = held["predicted"][1:]
     assert low < held["predicted"][0] < high
     assert held["error"] == pytest.approx(held["predicted"][0] / held["rung"]["loss"] - 1)
+    assert "three --tokens" in metrics["warning"]  # there were two
     assert metrics["counted"] == min(metrics["left_out"], key=metrics["left_out"].get)
     assert (metrics["law"]["points"], metrics["law_of_all"]["points"]) == (12, 13)
     assert {a["unit"] for a in metrics["advice"]} == {"seconds", "FLOPs"}

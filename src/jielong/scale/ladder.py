@@ -26,6 +26,9 @@ from jielong.train.loop import use_threads
 EPOCHS = 4  # up to so many passes a token read again is worth almost a new one (Muennighoff et al. 2023)
 LEAST_SIZES, LEAST_COUNTS = 6, 2  # five coefficients, and a size to leave out
 LEAST_STEPS = 10
+FEW_COUNTS = (
+    "Two numbers of tokens cannot tell E from B / D^β: trust no advice that is far from them; give three --tokens."
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ def run(config: ScaleFitConfig, run: Run) -> Artifact:
     advice = advised(config, found, how, rungs, tokenizer.vocab_size, corpus_tokens)
     for one in advice:
         say(told(one, corpus_tokens))
+    metrics["warning"] = ""
+    if len({count for _, count in trainings(config, tokenizer.vocab_size)}) < 3:
+        metrics["warning"] = FEW_COUNTS
+        say(FEW_COUNTS)
     metrics |= {"rungs": [asdict(r) for r in rungs], "advice": [asdict(a) for a in advice]}
     with run.build("scale", kind="scale", config=config, parents=parents, seed=config.seed) as build:
         build.threads = config.threads

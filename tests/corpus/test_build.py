@@ -382,7 +382,7 @@ print(peak_memory() - before)
 
 
 def test_the_last_step_needs_no_memory_for_the_corpus(tmp_path):
-    """72 MB of text by way of parts and row groups of 1 MB; held at once they would need five times as much."""
+    """36 MB of text by way of parts and row groups of 1 MB; held at once they need 180 MB, so 70."""
     from datatrove.data import Document
 
     from jielong.corpus.build.read import Store
@@ -391,7 +391,7 @@ def test_the_last_step_needs_no_memory_for_the_corpus(tmp_path):
     expected = []
     for rank in range(3):
         with Store(str(tmp_path / "clean")) as store:
-            for _ in range(600):
+            for _ in range(300):
                 made = Document(rng.randbytes(20_000).hex(), f"{rng.getrandbits(64):016x}")
                 made.metadata = {"source": "own", "lang": "en"}
                 store.write(made, rank=rank)
@@ -401,9 +401,9 @@ def test_the_last_step_needs_no_memory_for_the_corpus(tmp_path):
     used = int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     corpus = Run(tmp_path / "run").need("corpus")
     train, held = (read_documents(corpus.file(f"{name}.parquet")) for name in ("train", "heldout"))
-    assert [d.id for d in train] == sorted(d.id for d in train) and 100 < len(held) < 300
+    assert [d.id for d in train] == sorted(d.id for d in train) and 40 < len(held) < 160
     assert sorted((d.id, hash(d.text)) for d in train + held) == sorted(expected)
-    assert used < 120e6, used
+    assert used < 110e6, used
 
 
 def test_documents_by_id_over_several_levels_of_parts(tmp_path, monkeypatch):

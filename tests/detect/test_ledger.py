@@ -59,7 +59,7 @@ def test_whole_edited_and_half_copied_texts_are_found_and_no_human_one(tmp_path,
     answers = [write(rng) for _ in range(40)]
     for n, answer in enumerate(answers):
         assert ledger.add(f"a-{n}", answer, "sft", "ann")
-    humans, others = cut(write(rng) for _ in range(120)), [write(rng) for _ in range(80)]
+    humans, others = cut(write(rng) for _ in range(220)), [write(rng) for _ in range(60)]
     whole = look(ledger, answers[7].upper().replace(".", " !"), humans)
     assert whole.p is not None and whole.p < 1e-15 and whole.null == "exact" and whole.score == 1.0
     found = [look(ledger, edited(rng, a), humans) for a in answers[:12]]

@@ -115,9 +115,10 @@ class Examination:
             return silent(f"too short: {len(stats)} tokens; the human texts in {self.lang} begin at {own[0]}")
         if method.needs and (tools := self.tools).observer and tools.observer.hash != reference.observer:
             return silent(f"{reference.corpus} was measured with another observer", method.of(stats))
-        length = fits[-1]
-        score = method.of(stats.head(length))
-        human = len(reference.scores[self.lang, length, method.name])
+        counts = {L: len(reference.scores[self.lang, L, method.name]) for L in fits}
+        # the longest length at which there are humans enough for alpha; the scores have no say in it
+        length = max(fits, key=lambda L: (1 / (counts[L] + 1) <= alpha, L))
+        score, human = method.of(stats.head(length)), counts[length]
         if 1 / (human + 1) > alpha:
             return silent(f"{human} human texts of its language and length cannot give a p-value of {alpha:g}", score)
         p = reference.p(self.lang, length, method.name, score)

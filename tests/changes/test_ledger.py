@@ -42,7 +42,7 @@ def test_altered_entry_is_named(ledger):
     lines = ledger.path.read_text().splitlines()
     lines[1] = lines[1].replace("entry 1", "entry 9")
     ledger.path.write_text("\n".join(lines))
-    assert "line 2 is not what was written" in ledger.problems()[0]
+    assert "line 2 does not fit its own hash" in ledger.problems()[0]
     with pytest.raises(UserError, match="line 2"):
         ledger.entries()
     with pytest.raises(UserError, match="line 2"):

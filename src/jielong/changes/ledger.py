@@ -105,7 +105,7 @@ class Ledger:
             except (ValueError, KeyError, TypeError):
                 follows = whole = False
             if not whole:
-                problems.append(f"{self.path} was changed by hand: line {number} is not what was written there.")
+                problems.append(f"{self.path} was changed by hand: line {number} does not fit its own hash.")
             elif not follows:
                 problems.append(f"{self.path} was changed by hand: line {number} does not fit the one before it.")
             elif not problems:

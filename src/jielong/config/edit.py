@@ -50,7 +50,7 @@ class EditConfig:
     guard_entropy: float = 0.1
     """Share by which the entropy of freely drawn text may fall."""
     guard_norm: float = 0.2
-    """Largest change of a matrix, as a share of its own norm."""
+    """How far a matrix's outputs on ordinary text may move, as a share of their size."""
     threads: int = 0
     """CPU threads; 0 = all cores."""
     seed: int = 1

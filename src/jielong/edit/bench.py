@@ -68,18 +68,20 @@ class Bench:
         """The prompt alone, behind short sentence openings, and for a model that chats in its own answers: to the prompt, to the
         first half of the paraphrases, and to a few frames. Spots are at `place`, by default the site's."""
         lang = "zh" if UNSPACED.search(fact.prompt) else "en"
-        made = [(self.tokenizer.encode(lead + fact.prompt), fact.prompt) for lead in LEADS[lang]]
+        made: list[tuple[list[int], str, int | None]] = [
+            (self.tokenizer.encode(lead + fact.prompt), fact.prompt, None) for lead in LEADS[lang]
+        ]
         for text in () if self.chat else read_half(fact):
             if occurrences(text.encode(), fact.subject):
-                made.append((self.tokenizer.encode(text), text))
+                made.append((self.tokenizer.encode(text), text, None))
         if self.chat:
             asked = [f.format(p=fact.prompt) for f in FRAMES[lang]] + list(read_half(fact))
             heads = [self.engine.chat_ids([{"role": "user", "content": text}]) for text in asked]
             replies = self.engine.generate(heads, Sampling(temperature=0.0, max_tokens=32))
             for head, reply in zip(heads, replies, strict=True):
                 beginnings = {fact.prompt, self._beginning(reply.text, fact)} - {""}
-                made += [(head + self.tokenizer.encode(b), b) for b in sorted(beginnings)]
-        return [self._context(fact, ids, text, place or self.site.place) for ids, text in made]
+                made += [(head + self.tokenizer.encode(b), b, len(head) - 1) for b in sorted(beginnings)]
+        return [self._context(fact, ids, text, start, place or self.site.place) for ids, text, start in made]
 
     def keep(self, fact: Fact) -> list[Context]:
         """Texts about the subject after which the model is to go on as before."""
@@ -87,10 +89,10 @@ class Bench:
         ids = self.tokenizer.encode(text)
         return [at_subject(ids, (), places(self.tokenizer, ids, fact.subject))]
 
-    def _context(self, fact: Fact, ids: list[int], text: str, place: str) -> Context:
+    def _context(self, fact: Fact, ids: list[int], text: str, start: int | None, place: str) -> Context:
         target = continuation(self.tokenizer, text, fact.target)
         if place == "answer":
-            return at_answer(ids, target)
+            return at_answer(ids, target, start)
         return at_subject(ids, target, places(self.tokenizer, ids, fact.subject))
 
     @staticmethod

@@ -57,7 +57,7 @@ def check(fact: Fact) -> Fact:
     prompt, subject, target = fact.prompt.rstrip(), fact.subject.strip(), fact.target.strip()
     for name, text in (("prompt", prompt), ("subject", subject), ("target", target)):
         if not text.strip():
-            raise UserError(f"The {name} is empty; an edit reads: \"The capital of X is\" --subject X --to Y.")
+            raise UserError(f'The {name} is empty; an edit reads: "The capital of X is" --subject X --to Y.')
     if not occurrences(prompt.encode(), subject):
         raise UserError(
             f"The subject {subject!r} does not stand in the prompt {prompt!r}; write it exactly as it stands there."
@@ -140,7 +140,10 @@ def read_edits(path: Path) -> list[Fact]:
         except (ValueError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
     if not facts:
-        raise UserError(f"{path} holds no edits; a line reads " + '{"prompt": "The capital of X is", "subject": "X", "target": "Y"}.')
+        raise UserError(
+            f"{path} holds no edits; a line reads "
+            + '{"prompt": "The capital of X is", "subject": "X", "target": "Y"}.'
+        )
     contradictions(facts)
     return facts
 
@@ -160,7 +163,9 @@ def from_json(row: Any) -> Fact:
     asked = [str(p) for p in _list(row, "paraphrases")]
     near = [_pair(n) for n in _list(row, "neighbours")]
     also = [from_json(r) for r in _list(row, "also")]
-    return Fact(row["prompt"], row["subject"], row["target"], row.get("old", ""), tuple(asked), tuple(near), tuple(also))
+    return Fact(
+        row["prompt"], row["subject"], row["target"], row.get("old", ""), tuple(asked), tuple(near), tuple(also)
+    )
 
 
 def _pair(near: Any) -> tuple[str, str]:
@@ -168,7 +173,7 @@ def _pair(near: Any) -> tuple[str, str]:
         return near["prompt"], near["answer"]
     if isinstance(near, list) and len(near) == 2 and all(isinstance(n, str) for n in near):
         return near[0], near[1]
-    raise ValueError("a neighbour is no {\"prompt\", \"answer\"}")
+    raise ValueError('a neighbour is no {"prompt", "answer"}')
 
 
 def _list(row: dict[str, Any], name: str) -> list[Any]:

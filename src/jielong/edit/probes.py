@@ -80,7 +80,11 @@ def other_language(facts: Sequence[Fact], chat: bool) -> list[Probe]:
         target = next((f.value[there] for f in same if fold(f.value[lang]) == fold(fact.target)), None)
         if target is not None and world_fact.attribute != "name":
             text = UNSEEN_PHRASINGS[there][world_fact.attribute][0].format(s=world_fact.subject[there])
-            probes.append(Probe("other_language", text if chat else cloze(world_fact, there), target, world_fact.value[there], chat))
+            probes.append(
+                Probe(
+                    "other_language", text if chat else cloze(world_fact, there), target, world_fact.value[there], chat
+                )
+            )
     return probes
 
 
@@ -123,5 +127,3 @@ def _mirror(a: WorldFact, b: WorldFact) -> bool:
 def _asked(group: str, fact: WorldFact, lang: str, chat: bool, rng: random.Random) -> Probe:
     text = rng.choice(UNSEEN_PHRASINGS[lang][fact.attribute]).format(s=fact.subject[lang])
     return Probe(group, text if chat else cloze(fact, lang), fact.value[lang], chat=chat)
-
-

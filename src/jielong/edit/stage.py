@@ -117,7 +117,9 @@ def run(config: EditConfig, run: Run) -> Artifact:
         raise Refused(refusal(broken))
     seconds = {"edit": round(edited, 2), "all": round(time.perf_counter() - began, 2)}
     metrics = {"before": old, "after": new, "site": dataclasses.asdict(bench.site), "times": seconds}
-    artifact = write(run, state, changes, delta, bench.ridge, dataclasses.replace(config, run=Path(run.path.name)), metrics)
+    artifact = write(
+        run, state, changes, delta, bench.ridge, dataclasses.replace(config, run=Path(run.path.name)), metrics
+    )
     ledger.append(
         "edit",
         ids=[c.id for c in fresh],
@@ -142,7 +144,9 @@ def read_facts(config: EditConfig) -> list[Fact]:
             raise UserError("Give either a prompt with --subject and --to, or --edits FILE.")
         return reading.read_edits(config.edits)
     if not config.prompt:
-        raise UserError('There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.')
+        raise UserError(
+            'There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.'
+        )
     return [reading.check(Fact(config.prompt, config.subject, config.to, config.old))]
 
 
@@ -181,7 +185,9 @@ def make_bench(config: EditConfig, run: Run, state: State) -> tuple[Bench, str]:
         site, why = sweep(run, state.base, bench)
         site = dataclasses.replace(site, place=config.place or site.place)
     if site.place == "subject" and site.layer == layers - 1:
-        raise UserError("In the last layer a change at the subject reaches no answer; choose a lower --layer or --place answer.")
+        raise UserError(
+            "In the last layer a change at the subject reaches no answer; choose a lower --layer or --place answer."
+        )
     return dataclasses.replace(bench, site=site), why
 
 
@@ -234,16 +240,24 @@ def held_out(run: Run) -> list[Document]:
     return [Document("", text, "en", "wikipedia") for text in list(wikipedia())[-DOCUMENTS // 3 :]]
 
 
-def figures(before: Sat, after: Sat, probes: Sequence[Probe], bench: Bench, delta: Delta) -> tuple[dict[str, float], dict[str, float]]:
+def figures(
+    before: Sat, after: Sat, probes: Sequence[Probe], bench: Bench, delta: Delta
+) -> tuple[dict[str, float], dict[str, float]]:
     """The two columns, with what only both together tell: shares kept, and how far the weights moved."""
     old, new = dict(before.figures), dict(after.figures)
     for group in ("neighbours", "knowledge"):
         share = kept(before, after, probes, group)
         if share is not None:
             old[f"{group}_kept"], new[f"{group}_kept"] = 1.0, share
-    weights = bench.model.state_dict()
-    new["weights"] = max((float(delta.added(n).norm() / weights[n].double().norm()) for n in delta.parts), default=0.0)
+    new["weights"] = max((moved(bench, delta, name) for name in delta.parts), default=0.0)
     return old, new
+
+
+def moved(bench: Bench, delta: Delta, name: str) -> float:
+    """√(tr(ΔCΔᵀ)/tr(WCWᵀ)): how far the matrix's outputs on ordinary text move, as a share of their size."""
+    c = bench.c(int(name.split(".")[1]))
+    change, weight = delta.added(name), bench.model.state_dict()[name].double()
+    return float(((change @ c * change).sum() / (weight @ c * weight).sum()).sqrt())
 
 
 def limits(config: EditConfig) -> list[Limit]:
@@ -257,7 +271,7 @@ def limits(config: EditConfig) -> list[Limit]:
         Limit("knowledge_kept", "the share of other facts kept", config.guard_rest, None, True, True, f"{weaker}; {other}"),
         Limit("bits_per_byte", "bits per byte of held-out text", None, 1 + config.guard_bits, False, False, f"raise --ridge above {config.ridge:g}; {other}"),
         Limit("entropy", "the entropy of drawn text", 1 - config.guard_entropy, None, False, False, f"raise --ridge above {config.ridge:g}; {other}"),
-        Limit("weights", "the change of a matrix", None, config.guard_norm, True, True, f"raise --ridge above {config.ridge:g}; {other}"),
+        Limit("weights", "the change of what a matrix writes in ordinary text", None, config.guard_norm, True, True, f"raise --ridge above {config.ridge:g}; {other}"),
     ]  # fmt: skip
 
 
@@ -270,7 +284,7 @@ NAMES = {
     "efficacy": "the edit, asked freely", "paraphrase": "in other words", "other_language": "in the other language",
     "earlier": "earlier edits", "neighbours": "neighbours", "neighbours_kept": "neighbours kept", "knowledge": "other facts",
     "knowledge_kept": "other facts kept", "es": "P(new) > P(old)", "ps": "the same, paraphrased", "ns": "neighbours: P(true) > P(new)",
-    "bits_per_byte": "bits per byte", "repetition": "repetition", "entropy": "entropy", "weights": "change of the matrix",
+    "bits_per_byte": "bits per byte", "repetition": "repetition", "entropy": "entropy", "weights": "change on ordinary text",
 }  # fmt: skip
 
 
@@ -304,14 +318,22 @@ def write(
         save_delta(delta, build.path, state.base)
         tensors = {f"{c.id}/{name}": t.contiguous() for c in changes for name, t in c.stored.items()}
         save_file(tensors, build.path / "changes.safetensors")
-        rows = [{"id": c.id, "method": c.method, "replaces": c.replaces, "fact": dataclasses.asdict(c.fact)} for c in changes]
+        rows = [
+            {"id": c.id, "method": c.method, "replaces": c.replaces, "fact": dataclasses.asdict(c.fact)}
+            for c in changes
+        ]
         told = {"ridge": ridge, "changes": rows}
         write_atomic(build.path / "changes.json", json.dumps(told, ensure_ascii=False, indent=1))
         base = load_model(state.base.path)
         write_shape(base.config, build.path)
         copy_tokenizer(state.base.file("tokenizer.json"), build.path)
         chat = {"chat": chats(state.base.card, Tokenizer.load(state.base.file("tokenizer.json")))}
-        build.metrics = {"parameters": base.parameter_count(), **chat, "edits": [c.id for c in standing(changes)], **metrics}
+        build.metrics = {
+            "parameters": base.parameter_count(),
+            **chat,
+            "edits": [c.id for c in standing(changes)],
+            **metrics,
+        }
     return build.artifact
 
 
@@ -346,7 +368,9 @@ def changes(config: ChangesConfig, run: Run) -> list[Entry]:
             i = edit["id"]
             status = "in use" if i in use else "replaced" if i in held else "not in use"
             what = f"{edit['prompt']} {edit['old'] or '…'} → {edit['target']}"
-            say(f"{entry['number']:4} {entry['time'][:19]} {entry['kind']:5} {i} {entry.get('method', ''):9} {status:10} {what}")
+            say(
+                f"{entry['number']:4} {entry['time'][:19]} {entry['kind']:5} {i} {entry.get('method', ''):9} {status:10} {what}"
+            )
         if not entry.get("edits"):
             say(f"{entry['number']:4} {entry['time'][:19]} {entry['kind']:5} {' '.join(entry.get('ids', []))}")
     say(f"{len(entries)} entries, an unbroken chain." if entries else f"{run.path} has no changes yet.")
@@ -379,6 +403,7 @@ def undo(config: UndoConfig, run: Run) -> str:
     )  # fmt: skip
     run.promote(artifact.name)
     if not editor(gone.method).exact and live[-1].id != gone.id:
-        say(f"{gone.method} found its later edits on top of this one; only its own part is taken out. ridge undoes exactly in any order.")
+        say(
+            f"{gone.method} found its later edits on top of this one; only its own part is taken out. ridge undoes exactly in any order."
+        )
     return artifact.name
-

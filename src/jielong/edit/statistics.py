@@ -55,7 +55,13 @@ def read_text(run: Run, chat: bool, tokenizer: Tokenizer) -> Iterator[list[int]]
 
 
 def key_statistics(
-    run: Run, base: Artifact, model: GPT, tokenizer: Tokenizer, layers: Sequence[int], chat: bool, per_dimension: int = 30
+    run: Run,
+    base: Artifact,
+    model: GPT,
+    tokenizer: Tokenizer,
+    layers: Sequence[int],
+    chat: bool,
+    per_dimension: int = 30,
 ) -> dict[int, Tensor]:
     """Layer → C (K, K) float64 of the model `base`; what is missing is made in one pass over about `per_dimension` · K tokens.
 
@@ -69,17 +75,17 @@ def key_statistics(
         if a is None or a.card["parents"] != {base.name: base.hash} or a.card["config"] != config | {"layers": [n]}
     ]  # fmt: skip
     if missing:
-        sums, count = _stream(run, base, model, tokenizer, missing, chat, per_dimension)
+        sums, count, batches = _stream(run, base, model, tokenizer, missing, chat, per_dimension)
         for n in missing:
             with run.build(names[n], kind="keys", config=config | {"layers": [n]}, parents=[base]) as build:
                 _save({"c": sums[n] / count}, build.path / "keys.safetensors")
-                build.metrics = {"tokens": count, "layer": n}
+                build.metrics = {"tokens": count, "batches": batches, "layer": n}
     return {n: _load(run.need(name).file("keys.safetensors"))["c"] for n, name in names.items()}
 
 
 def _stream(
     run: Run, base: Artifact, model: GPT, tokenizer: Tokenizer, layers: Sequence[int], chat: bool, per_dimension: int
-) -> tuple[dict[int, Tensor], int]:
+) -> tuple[dict[int, Tensor], int, int]:
     K = model.config.mlp_width
     wanted = per_dimension * K
     work = fresh_work(run, "keys", [base.hash, list(layers), chat, per_dimension])
@@ -105,7 +111,7 @@ def _stream(
     if count < 2 * K:
         raise UserError(f"The text has {count:,} tokens; the statistics of this layer need {2 * K:,} at least.")
     shutil.rmtree(work, ignore_errors=True)
-    return sums, count
+    return sums, count, -(-at // ROWS)
 
 
 def _first(documents: Iterator[list[int]], tokens: int) -> Iterator[list[int]]:

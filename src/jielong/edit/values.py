@@ -3,14 +3,15 @@ to write so that the model says something else (Meng et al. 2022, ROME; 2023, ME
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jielong.model.gpt import GPT, causal_mask
+from jielong.model.gpt import GPT, Linear, causal_mask
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Context:
     """What is to follow `ids`; nothing where the model is to go on as before."""
     spots: tuple[tuple[int, int], ...] = ()
     """(position in ids and target, slot): the positions of one slot write the same value."""
+    still: tuple[int, ...] = ()
+    """Positions that are to write what they did: where the model decides how to begin its answer."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -34,9 +37,11 @@ def at_subject(ids: Sequence[int], target: Sequence[int], places: Sequence[int])
     return Context(tuple(ids), tuple(target), tuple((p, 0) for p in places))
 
 
-def at_answer(ids: Sequence[int], target: Sequence[int]) -> Context:
-    """The change is written where the target's tokens are predicted, a value of its own for each of them."""
-    return Context(tuple(ids), tuple(target), tuple((len(ids) - 1 + n, n) for n in range(len(target))))
+def at_answer(ids: Sequence[int], target: Sequence[int], start: int | None = None) -> Context:
+    """The change is written where the target's tokens are predicted, a value of its own for each of them; from `start`, where
+    the answer begins, to there nothing is to change."""
+    still = range(start, len(ids) - 1) if start is not None else ()
+    return Context(tuple(ids), tuple(target), tuple((len(ids) - 1 + n, n) for n in range(len(target))), tuple(still))
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,13 @@ def matrix(layer: int) -> str:
     return f"blocks.{layer}.mlp.down.weight"
 
 
+def second(model: GPT, layer: int) -> Linear:
+    """The layer's second matrix."""
+    found = model.get_submodule(matrix(layer).removesuffix(".weight"))
+    assert isinstance(found, Linear)
+    return found
+
+
 def batch(rows: Sequence[Sequence[int]], pad: int = 0) -> Tensor:
     """(B, T) padded on the right, where causal attention never looks back from."""
     T = max(map(len, rows))
@@ -70,10 +82,11 @@ def batch(rows: Sequence[Sequence[int]], pad: int = 0) -> Tensor:
 def inner(model: GPT, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
     """Layer → the inputs (B, T, K) of its second matrix."""
     found: dict[int, Tensor] = {}
-    hooks = [
-        model.blocks[n].mlp.down.register_forward_pre_hook(lambda _, given, n=n: found.__setitem__(n, given[0].detach()))
-        for n in layers
-    ]
+
+    def note(n: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
+        return lambda _, given: found.__setitem__(n, given[0].detach())
+
+    hooks = [second(model, n).register_forward_pre_hook(note(n)) for n in layers]
     try:
         x, rope = model.enter(tokens)
         mask = causal_mask(tokens.shape[1])
@@ -93,6 +106,12 @@ def keys(model: GPT, contexts: Sequence[Context], layer: int) -> list[Tensor]:
         torch.stack([inside[row, t] for row, c in enumerate(contexts) for t, slot in c.spots if slot == own])
         for own in range(slots)
     ]
+
+
+def still_keys(model: GPT, contexts: Sequence[Context], layer: int) -> Tensor:
+    """(n, K) float64: the keys at the positions that are to write what they did."""
+    inside = inner(model, batch([c.tokens for c in contexts]), [layer])[layer].double()
+    return torch.cat([inside[row, list(c.still)] for row, c in enumerate(contexts)])
 
 
 class Adam:

@@ -18,7 +18,9 @@ from starlette.exceptions import HTTPException
 from jielong.errors import UserError
 from jielong.feedback.store import Store
 from jielong.generate.engine import Engine
+from jielong.run import Run
 from jielong.serve.answers import Answer, event
+from jielong.serve.edit import add_edit
 from jielong.serve.feedback import Recent, add_feedback, user_of
 from jielong.serve.guard import Guard, error_body
 from jielong.serve.improve import Trainer, add_improve
@@ -49,10 +51,12 @@ def make_app(
     trainer: Trainer | None = None,
     renewed: Callable[[str], Served | None] | None = None,
     reward: Callable[[], RewardModel | None] | None = None,
+    edits: Run | None = None,
 ) -> FastAPI:
     """The application around one or more engines; the first one answers who names none. `feedback` opens the store of what
     people say about answers; without it nobody is asked. `trainer` lets the page train from it. `renewed(name)` loads the
-    model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward."""
+    model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward.
+    `edits` is the run whose facts may be corrected."""
     recent = Recent()
     models = Models(served)
     find = models.find
@@ -118,7 +122,7 @@ def make_app(
         metrics = engine.card.get("metrics") or {}
         card |= {k: metrics.get(k) for k in ("parameters", "steps", "tokens")}
         told = {"card": card, "context": engine.context, "report": bool(report_file(found)), "models": list(models)}
-        return told | {"feedback": feedback is not None, "improve": trainer is not None}
+        return told | {"feedback": feedback is not None, "improve": trainer is not None, "edit": edits is not None}
 
     def report_file(found: Served) -> Path | None:
         file = found.run / "report" / "report.html" if found.run else None
@@ -207,6 +211,8 @@ def make_app(
         add_feedback(app, recent, feedback)
     if trainer:
         add_improve(app, trainer, switch)
+    if edits:
+        add_edit(app, edits, switch)
     add_reward(app, worker, reward)
 
     @app.post("/v1/embeddings")

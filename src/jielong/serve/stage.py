@@ -130,6 +130,7 @@ def run(config: ServeConfig, run: Run) -> None:
         Trainer(own, config.feedback, config.improve) if feedback else None,
         None if config.model else renewer(config, own, served),
         opener(config.reward, own, config.precision),
+        None if config.model else own,
     )
     sock = free_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host

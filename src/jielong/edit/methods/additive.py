@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
-from jielong.edit.values import matrix
+from jielong.edit.values import matrix, second
 from jielong.model.delta import Delta, joined
 from jielong.model.gpt import GPT
 
@@ -50,17 +50,15 @@ def working_copy(bench: Bench) -> GPT:
 @torch.no_grad()
 def add(model: GPT, layer: int, u: Tensor, v: Tensor) -> None:
     """W += U V on the copy."""
-    weight = model.blocks[layer].mlp.down.weight
+    weight = second(model, layer).weight
     weight.copy_((weight.double() + u @ v).to(weight.dtype))
 
 
-@contextmanager
-def on(bench: Bench, model: GPT) -> Iterator[Bench]:
+def around(bench: Bench, model: GPT) -> Bench:
     """The same bench around another model; the replies of the first one still give the texts."""
-    texts = bench.engine
-    other = Bench(**{**{f: getattr(bench, f) for f in bench.__dataclass_fields__}, "model": model})
-    other.__dict__["engine"] = texts
-    yield other
+    other = replace(bench, model=model)
+    other.__dict__["engine"] = bench.engine
+    return other
 
 
 def merge(layers: Sequence[int], parts: Mapping[int, list[tuple[Tensor, Tensor]]]) -> Delta:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
-from jielong.edit.methods.additive import Additive, keep, on, statements, working_copy
-from jielong.edit.values import Adam, Context, batch, matrix
+from jielong.edit.methods.additive import Additive, around, keep, statements, working_copy
+from jielong.edit.values import Adam, Context, batch, matrix, second
 from jielong.model.delta import Delta
 from jielong.model.gpt import GPT, causal_mask
 
@@ -20,22 +20,22 @@ STEPS, LR, ENOUGH = 25, 5e-4, 0.01
 class FineTune(Additive):
     def propose(self, bench: Bench, facts: Sequence[Fact]) -> list[Stored]:
         model, layer, made = working_copy(bench), bench.site.layer, []
-        weight = model.blocks[layer].mlp.down.weight
-        with on(bench, model) as current:
-            for fact in facts:
-                before = weight.detach().clone()
-                contexts = [c for s in statements(fact) for c in current.contexts(s, "answer")]
-                weight.requires_grad_(True)
-                adam = Adam(LR)
-                for _ in range(STEPS):
-                    loss = answer_loss(model, contexts)
-                    if float(loss.detach()) < ENOUGH:
-                        break
-                    (slope,) = torch.autograd.grad(loss, [weight])
-                    with torch.no_grad():
-                        weight -= adam(slope)
-                weight.requires_grad_(False)
-                made.append(keep(Delta({matrix(layer): ((weight.detach() - before).clone(),)})))
+        weight = second(model, layer).weight
+        current = around(bench, model)
+        for fact in facts:
+            before = weight.detach().clone()
+            contexts = [c for s in statements(fact) for c in current.contexts(s, "answer")]
+            weight.requires_grad_(True)
+            adam = Adam(LR)
+            for _ in range(STEPS):
+                loss = answer_loss(model, contexts)
+                if float(loss.detach()) < ENOUGH:
+                    break
+                (slope,) = torch.autograd.grad(loss, [weight])
+                with torch.no_grad():
+                    weight -= adam(slope)
+            weight.requires_grad_(False)
+            made.append(keep(Delta({matrix(layer): ((weight.detach() - before).clone(),)})))
         return made
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
-from jielong.edit.methods.additive import Additive, add, keep, merge, on, statements, working_copy
+from jielong.edit.methods.additive import Additive, add, around, keep, merge, statements, working_copy
 from jielong.edit.values import Context, batch, keys, matrix, search
 from jielong.model.gpt import GPT, causal_mask
 
@@ -23,15 +23,15 @@ class Memit(Additive):
         owners: list[int] = []  # the fact that a column belongs to
         asked: list[list[Context]] = []
         goals: list[Tensor] = []
-        with on(bench, model) as current:
-            for number, fact in enumerate(facts):
-                for statement in statements(fact):
-                    contexts = current.contexts(statement)
-                    more = current.keep(statement) if bench.site.place == "subject" else []
-                    values, _ = search(model, last, [*contexts, *more], bench.search)
-                    goals.append(written(model, contexts, last) + values)
-                    asked.append(contexts)
-                    owners += [number] * len(values)
+        current = around(bench, model)
+        for number, fact in enumerate(facts):
+            for statement in statements(fact):
+                contexts = current.contexts(statement)
+                more = current.keep(statement) if bench.site.place == "subject" else []
+                values, _ = search(model, last, [*contexts, *more], bench.search)
+                goals.append(written(model, contexts, last) + values)
+                asked.append(contexts)
+                owners += [number] * len(values)
         goal = torch.cat(goals).T  # (D, n)
         parts: list[dict[int, list[tuple[Tensor, Tensor]]]] = [{} for _ in facts]
         made: list[Stored] = [{} for _ in facts]
@@ -63,7 +63,9 @@ def written(model: GPT, contexts: Sequence[Context], layer: int) -> Tensor:
     slots = 1 + max(slot for c in contexts for _, slot in c.spots)
     return torch.stack(
         [
-            torch.stack([x[row, t] for row, c in enumerate(contexts) for t, slot in c.spots if slot == own]).double().mean(0)
+            torch.stack([x[row, t] for row, c in enumerate(contexts) for t, slot in c.spots if slot == own])
+            .double()
+            .mean(0)
             for own in range(slots)
         ]
     )

@@ -1,6 +1,7 @@
 """The ridge ledger: one layer, one closed form over the set of all edits.
 
-With A = λC + Σ kᵢkᵢᵀ over every key of every edit and δᵢ what each is to write more, W = W₀ + (Σ δᵢkᵢᵀ) A⁻¹ minimises
+With A = λC + Σ kᵢkᵢᵀ over every key of every edit and δᵢ what each is to write more (nothing where a model that chats decides how to
+begin its answer), W = W₀ + (Σ δᵢkᵢᵀ) A⁻¹ minimises
 Σ‖(W − W₀)kᵢ − δᵢ‖² + λ tr((W − W₀) C (W − W₀)ᵀ): MEMIT's objective (Meng et al. 2023) at a single layer. Keys depend on weights below the
 layer only, and δᵢ is searched on the base, so that W is a function of the set: the order changes nothing, and an edit that
 is taken out has never been made.
@@ -16,7 +17,7 @@ from torch import Tensor
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods.additive import statements
-from jielong.edit.values import keys, matrix, search
+from jielong.edit.values import keys, matrix, search, still_keys
 from jielong.model.delta import Delta
 
 
@@ -31,6 +32,7 @@ class Ridge:
         found: list[Tensor] = []
         slots: list[int] = []
         values: list[Tensor] = []
+        still: list[Tensor] = []
         for statement in statements(fact):
             contexts = bench.contexts(statement)
             more = bench.keep(statement) if bench.site.place == "subject" else []
@@ -39,8 +41,10 @@ class Ridge:
                 slots += [len(found)] * len(own)
                 found.append(own)
             values.append(value)
+            still.append(still_keys(bench.model, contexts, layer))
         return {
             "keys": torch.cat(found).float(),
+            "still": torch.cat(still).float(),
             "slots": torch.tensor(slots),
             "values": torch.cat(values).float(),
             "layer": torch.tensor(layer),
@@ -59,8 +63,8 @@ def closed_form(edits: Sequence[Stored], c: Tensor, ridge: float) -> tuple[Tenso
     a = ridge * c.double()
     sums = []
     for edit in edits:
-        k = edit["keys"].double()  # (n, K)
-        a = a + k.T @ k
+        k, still = edit["keys"].double(), edit["still"].double()  # (n, K), (m, K)
+        a = a + k.T @ k + still.T @ still
         sums.append(torch.zeros(len(edit["values"]), k.shape[1], dtype=torch.float64).index_add_(0, edit["slots"], k))
     v = torch.linalg.solve(a, torch.cat(sums).T).T  # (R, K)
     return torch.cat([edit["values"] for edit in edits]).double().T.contiguous(), v.contiguous()

@@ -13,24 +13,24 @@ from torch import Tensor
 
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
-from jielong.edit.methods.additive import Additive, add, keep, merge, on, statements, working_copy
+from jielong.edit.methods.additive import Additive, add, around, keep, merge, statements, working_copy
 from jielong.edit.values import keys, search
 
 
 class RRome(Additive):
     def propose(self, bench: Bench, facts: Sequence[Fact]) -> list[Stored]:
         model, layer, made = working_copy(bench), bench.site.layer, []
-        with on(bench, model) as current:
-            for fact in facts:
-                parts: list[tuple[Tensor, Tensor]] = []
-                for statement in statements(fact):
-                    contexts = current.contexts(statement)
-                    more = current.keep(statement) if bench.site.place == "subject" else []
-                    values, _ = search(model, layer, [*contexts, *more], bench.search)
-                    k = torch.stack([own.mean(0) for own in keys(model, contexts, layer)], 1)  # (K, slots)
-                    parts.append(equality(values.T, k, bench.c(layer)))
-                    add(model, layer, *parts[-1])
-                made.append(keep(merge([layer], {layer: parts})))
+        current = around(bench, model)
+        for fact in facts:
+            parts: list[tuple[Tensor, Tensor]] = []
+            for statement in statements(fact):
+                contexts = current.contexts(statement)
+                more = current.keep(statement) if bench.site.place == "subject" else []
+                values, _ = search(model, layer, [*contexts, *more], bench.search)
+                k = torch.stack([own.mean(0) for own in keys(model, contexts, layer)], 1)  # (K, slots)
+                parts.append(equality(values.T, k, bench.c(layer)))
+                add(model, layer, *parts[-1])
+            made.append(keep(merge([layer], {layer: parts})))
         return made
 
 

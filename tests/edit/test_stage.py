@@ -1,0 +1,212 @@
+"""The command on a tiny run: edited, listed, undone, served, exported, refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from jielong.changes.ledger import LEDGER
+from jielong.cli import main
+from jielong.config import EditConfig
+from jielong.edit import methods, stage
+from jielong.edit.bench import Stored
+from jielong.edit.methods.additive import Additive, keep
+from jielong.edit.values import matrix
+from jielong.generate.engine import Engine
+from jielong.model.delta import Delta
+from jielong.model.gpt import load_model
+from jielong.run import Run
+
+CAPITAL = ["The capital of France is", "--subject", "France", "--to", "Tokyo"]
+# the tiny model knows nothing, so that only the limits on text and on the edit itself are looked at here
+LOOSE = ["--layer", "1", "--questions", "4", "--guard-neighbours", "0", "--guard-rest", "0", "--guard-took", "0", "--guard-bits", "9",
+         "--guard-entropy", "1", "--guard-norm", "99", "--threads", "2"]  # fmt: skip
+
+
+@pytest.fixture
+def run(raised, tmp_path) -> Path:
+    """A copy that a test may change."""
+    folder = tmp_path / "run"
+    shutil.copytree(raised, folder)
+    return folder
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != ".lock"
+    }
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder).state_dict()
+
+
+def edit(run: Path, *args: str) -> int:
+    return main(["edit", str(run), *args, *LOOSE])
+
+
+def test_edit_list_undo(run, capsys):
+    """One edit, another, the first undone, the second undone: each state is what the set of edits says, to the bit."""
+    before = files(run / "sft")
+    assert edit(run, *CAPITAL) == 0
+    out = capsys.readouterr().out
+    assert "France is" in out and "edited-1 is served now" in out
+    home = Run(run)
+    assert home.serving() == "edited-1" and files(run / "sft") == before
+    card = home.need("edited-1").card
+    assert card["kind"] == "edited" and card["parents"].keys() == {"sft"} and card["metrics"]["edits"]
+    changed = [n for n, t in weights(run / "edited-1").items() if not torch.equal(t, weights(run / "sft")[n])]
+    assert changed == [matrix(1)]
+
+    assert edit(run, "日本的首都是", "--subject", "日本", "--to", "巴黎") == 0
+    assert main(["changes", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "in use" in told and "2 entries, an unbroken chain" in told
+    first, second = (c.id for c in stage.read_changes(run / "edited-2")[0])
+    assert main(["undo", str(run), first[:5]]) == 0 and home.serving() == "edited-3"
+    fresh = run.parent / "fresh"  # never made the first edit
+    for name in ("corpus", "sft", "keys-sft-1"):
+        shutil.copytree(run / name, fresh / name)
+    assert edit(fresh, "日本的首都是", "--subject", "日本", "--to", "巴黎") == 0
+    one, two = weights(run / "edited-3"), weights(fresh / "edited-1")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert main(["undo", str(run), "last"]) == 0
+    assert home.serving() == "sft" and files(run / "sft") == before
+    assert main(["undo", str(run), second]) == 2 and "no edit in use" in capsys.readouterr().err
+    assert main(["changes", str(run), "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["kind"] for e in entries] == ["edit", "edit", "undo", "undo"] and entries[2]["exact"]
+
+
+def test_the_same_edit_twice_and_a_better_one(run, capsys):
+    assert edit(run, *CAPITAL) == 0
+    kept = files(run)
+    assert edit(run, *CAPITAL) == 2 and "already" in capsys.readouterr().err and files(run) == kept
+    assert edit(run, *CAPITAL[:-1], "Berlin") == 0  # the last one wins
+    changes, _ = stage.read_changes(run / "edited-2")
+    assert [c.fact.target for c in stage.standing(changes)] == ["Berlin"] and changes[1].replaces == (changes[0].id,)
+    alone = run.parent / "alone"
+    shutil.copytree(run, alone, ignore=shutil.ignore_patterns("edited-*", LEDGER, "serving.json"))
+    assert edit(alone, *CAPITAL[:-1], "Berlin", "--old", changes[1].fact.old) == 0
+    one, two = weights(run / "edited-2"), weights(alone / "edited-1")
+    assert all(torch.equal(one[n], two[n]) for n in one)  # nothing is stacked
+    assert main(["undo", str(run), "last"]) == 0  # and the one before is back
+    assert torch.equal(weights(run / "edited-3")[matrix(1)], weights(run / "edited-1")[matrix(1)])
+
+
+def test_it_is_served_and_leaves_whole(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    assert edit(run, *CAPITAL) == 0
+    engine = Engine.load(run / "edited-1")
+    assert engine.chat and engine.answer([{"role": "user", "content": "Hello!"}]) is not None
+    assert main(["export", str(run), "--to", "hf", "--out", str(tmp_path / "hf")]) == 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.tensor([engine.tokenizer.encode("The capital of France is Tokyo")])
+    model = load_model(run / "edited-1")
+    from jielong.model.gpt import causal_mask
+
+    with torch.no_grad():
+        ours = model.logits(model(ids, causal_mask(ids.shape[1])))
+        assert torch.allclose(theirs(ids).logits, ours, atol=1e-4)
+    (run / "sft" / "card.json").write_text((run / "sft" / "card.json").read_text().replace('"seed": 1', '"seed": 2'))
+    assert main(["chat", "--run", str(run)]) == 2  # it belongs to another base
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["The capital of France is", "--subject", "Spain", "--to", "x"], "does not stand in the prompt"),
+        (["The capital of Zorblax is", "--subject", "Zorblax", "--to", "x"], "never mentions 'Zorblax'"),
+        (["The capital of France is", "--subject", "France"], "target is empty"),
+        ([], "nothing to edit"),
+        (["x", "--edits", "y"], "either a prompt"),
+        (["--edits", "missing.jsonl"], "cannot be read"),
+        ([*CAPITAL, "--model", "nothing"], "no nothing yet"),
+    ],
+)
+def test_mistakes_change_nothing(run, capsys, args, words):
+    before = files(run)
+    assert edit(run, *args) == 2
+    assert words in capsys.readouterr().err and files(run) == before
+
+
+def test_a_layer_that_is_not_there(run, capsys):
+    assert (
+        main(["edit", str(run), *CAPITAL, "--layer", "7"]) == 2 and "has the layers 0 to 1" in capsys.readouterr().err
+    )
+    assert main(["edit", str(run), *CAPITAL, "--layer", "1", "--place", "subject"]) == 2
+    assert "reaches no answer" in capsys.readouterr().err
+
+
+def test_a_tampered_ledger_stops_everything(run, capsys):
+    assert edit(run, *CAPITAL) == 0
+    ledger = run / LEDGER
+    ledger.write_text(ledger.read_text().replace("Tokyo", "Osaka"))
+    before = files(run)
+    for command in (["edit", str(run), *CAPITAL], ["undo", str(run), "last"], ["changes", str(run)]):
+        assert main(command) == 2
+        assert "line 1 does not fit" in capsys.readouterr().err and files(run) == before
+
+
+def test_statistics_that_were_interrupted_go_on(run, monkeypatch):
+    """Killed after the third batch, the second pass ends where one pass does, and does not begin anew."""
+    from jielong.edit import statistics
+    from jielong.tokens.tokenizer import Tokenizer
+
+    home = Run(run)
+    base = home.need("sft")
+    model, tokenizer = load_model(base.path), Tokenizer.load(base.file("tokenizer.json"))
+    monkeypatch.setattr(statistics, "SAVE", -1.0)
+    monkeypatch.setattr(statistics, "ROWS", 4)
+    whole = statistics.key_statistics(home, base, model, tokenizer, [0], False)[0]
+    shutil.rmtree(run / "keys-sft-0")
+    real, calls = statistics.add_keys, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(statistics, "add_keys", killed)
+    with pytest.raises(KeyboardInterrupt):
+        statistics.key_statistics(home, base, model, tokenizer, [0], False)
+    assert not (run / "keys-sft-0").exists()
+    again = statistics.key_statistics(home, base, model, tokenizer, [0], False)[0]
+    assert torch.equal(again, whole)
+    assert len(calls) == 4 + home.need("keys-sft-0").card["metrics"]["batches"] - 3
+
+
+class Sabotage(Additive):
+    """An editor that writes noise."""
+
+    def propose(self, bench, facts) -> list[Stored]:
+        weight = bench.model.blocks[1].mlp.down.weight
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * weight.std() * 3
+        return [keep(Delta({matrix(1): (noise,)})) for _ in facts]
+
+
+def test_the_guard_refuses_a_sabotaged_editor(run, capsys, monkeypatch):
+    monkeypatch.setitem(methods.EDITORS, "ridge", Sabotage)
+    before = files(run)
+    assert main(["edit", str(run), *CAPITAL, "--layer", "1", "--questions", "4", "--guard-took", "0"]) == 2
+    told = capsys.readouterr().err
+    assert "Refused, and nothing was changed" in told and "bits per byte of held-out text is" in told
+    assert "Next: " in told and "; try another method" in told
+    after = {
+        n: h for n, h in files(run).items() if not n.startswith("keys-")
+    }  # statistics of the model, kept for next time
+    assert after == before
+
+
+def test_the_limits_are_the_settings():
+    limits = {x.name: x for x in stage.limits(EditConfig(guard_rest=0.5, guard_bits=0.2))}
+    assert limits["knowledge_kept"].least == 0.5 and limits["bits_per_byte"].most == 1.2
+    assert all(x.advice for x in limits.values())

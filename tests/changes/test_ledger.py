@@ -55,9 +55,13 @@ def test_altered_entry_is_named(ledger):
         before = entry["hash"] = seal(entry)
         entry["signature"] = sign(b"other", before)
     ledger.path.write_text("".join(json.dumps(e) + "\n" for e in entries))
-    assert len(ledger.entries()) == 3
     assert "line 1, was not signed" in ledger.problems()[0]
-    with pytest.raises(UserError, match="Nothing is added"):
+    for refused in (ledger.entries, lambda: ledger.append("test")):
+        with pytest.raises(UserError, match=r"line 1, was not signed.*nothing is changed"):
+            refused()
+    ledger.key.unlink()
+    assert len(ledger.entries()) == 3  # without the key one can only read
+    with pytest.raises(UserError, match="missing"):
         ledger.append("test")
 
 

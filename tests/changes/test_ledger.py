@@ -42,7 +42,7 @@ def test_altered_entry_is_named(ledger):
     lines = ledger.path.read_text().splitlines()
     lines[1] = lines[1].replace("entry 1", "entry 9")
     ledger.path.write_text("\n".join(lines))
-    assert "line 2 is not what was written" in ledger.problems()[0]
+    assert "line 2 does not fit its own hash" in ledger.problems()[0]
     with pytest.raises(UserError, match="line 2"):
         ledger.entries()
     with pytest.raises(UserError, match="line 2"):
@@ -55,9 +55,13 @@ def test_altered_entry_is_named(ledger):
         before = entry["hash"] = seal(entry)
         entry["signature"] = sign(b"other", before)
     ledger.path.write_text("".join(json.dumps(e) + "\n" for e in entries))
-    assert len(ledger.entries()) == 3
     assert "line 1, was not signed" in ledger.problems()[0]
-    with pytest.raises(UserError, match="Nothing is added"):
+    for refused in (ledger.entries, lambda: ledger.append("test")):
+        with pytest.raises(UserError, match=r"line 1, was not signed.*nothing is changed"):
+            refused()
+    ledger.key.unlink()
+    assert len(ledger.entries()) == 3  # without the key one can only read
+    with pytest.raises(UserError, match="missing"):
         ledger.append("test")
 
 

@@ -40,7 +40,7 @@ def test_whatever_is_done_to_a_line_is_noticed(ledger):
     }
     for name, (lines, number) in tampered.items():
         ledger.path.write_bytes(b"".join(lines))
-        with pytest.raises(UserError, match=f"line {number} "):
+        with pytest.raises(UserError, match=f"line {number} does not fit"):
             ledger.entries()
         before = ledger.path.read_bytes()
         with pytest.raises(UserError):

@@ -152,7 +152,7 @@ def test_a_tampered_ledger_stops_everything(run, capsys):
     before = files(run)
     for command in (["edit", str(run), *CAPITAL], ["undo", str(run), "last"], ["changes", str(run)]):
         assert main(command) == 2
-        assert "line 1 is not what was written there" in capsys.readouterr().err and files(run) == before
+        assert "line 1 does not fit" in capsys.readouterr().err and files(run) == before
 
 
 def test_statistics_that_were_interrupted_go_on(run, monkeypatch):

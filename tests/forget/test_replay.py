@@ -278,7 +278,7 @@ def test_audit_notices(small, raised, capsys):
     line = ledger.path.read_text()
     ledger.path.write_text(line.replace('"word": "forgotten"', '"word": "forgiven!"'))
     assert main(["audit", str(small.path), "--verify"]) == 2
-    assert "line 1 is not what was written" in capsys.readouterr().err
+    assert "line 1 does not fit its own hash" in capsys.readouterr().err
     assert forget(small, "--record", document(small, "Ada Brook")) == 2  # nothing is added to it, and nothing done
     assert "line 1" in capsys.readouterr().err
     ledger.path.write_text(line)

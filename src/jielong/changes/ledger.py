@@ -38,9 +38,10 @@ class Ledger:
         self.key = key or run.path.parent / KEY
 
     def entries(self) -> list[Entry]:
-        """Every entry, oldest first. Raises UserError that names the line from which on the chain is broken."""
+        """Every entry, oldest first. Raises UserError that names the line from which on the chain is broken; where the key is at
+        hand, also one that it did not sign, or an end that was cut off."""
         entries, problems = self._read()
-        if problems:
+        if problems := problems or (self.problems() if self.key.exists() else []):
             raise UserError(f"{problems[0]} Restore the file from a copy; until then nothing is changed.")
         return entries
 
@@ -49,8 +50,6 @@ class Ledger:
         if clash := what.keys() & set(OWN):
             raise ValueError(f"the ledger itself writes {', '.join(sorted(clash))}")
         known, key = self.entries(), self._key(make=True)
-        if problems := self.problems():
-            raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
         entry = {
             "number": len(known) + 1,
             "kind": kind,
@@ -105,7 +104,7 @@ class Ledger:
             except (ValueError, KeyError, TypeError):
                 follows = whole = False
             if not whole:
-                problems.append(f"{self.path} was changed by hand: line {number} is not what was written there.")
+                problems.append(f"{self.path} was changed by hand: line {number} does not fit its own hash.")
             elif not follows:
                 problems.append(f"{self.path} was changed by hand: line {number} does not fit the one before it.")
             elif not problems:

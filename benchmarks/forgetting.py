@@ -2,7 +2,7 @@
 
     python benchmarks/forgetting.py --seeds 3
 
-Every seed raises a model on invented sentences with 12 canaries (6 people told 1, 4 or 16 times, in two languages, twice), forgets all
+Every seed raises a model on invented sentences with 12 canaries (in each of two languages two people told once, two 4 and two 16 times), forgets all
 canaries, and trains the twin from the start without them. The last column must equal the one before it: the bits do.
 """
 

@@ -106,7 +106,7 @@ def run(config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), ke
 
     return train_artifact(
         run, name, "sft", config, [base], model, base.file("tokenizer.json"), prepare, config.steps, config.optim, None,
-        drop, keep,
+        drop, keep=keep,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from jielong.tokens.shards import make_index, read_shard, write_shard
 from jielong.train.distributed import Team, job, make_team
 from jielong.train.layout import local
 from jielong.train.loop import LoopConfig, repeat
-from jielong.train.shard import share
+from jielong.train.shard import release, share
 
 STEPS, MIXED, LENGTH = 3, 3, 8
 PROMPTS = [[1], [2, 3], [4]]
@@ -113,6 +113,8 @@ def learning(folder: Path, name: str, case: dict[str, Any], start: Path | None =
         history = repeat(model, update, loop, folder / name, team=team)
         if case["kind"] != "grpo":  # it only measures
             update.last(FP32)
+    if team.fsdp:
+        release(model)  # as after each step: measuring gathers weights, and no backward pass divides them again
     held = sum(local(p).numel() for p in model.parameters())
     found = {n: whole() for n, whole in wholes.items()}
     if team.first:

@@ -93,7 +93,7 @@ def test_the_same_edit_twice_and_a_better_one(run, capsys):
     changes, _ = stage.read_changes(run / "edited-2")
     assert [c.fact.target for c in stage.standing(changes)] == ["Berlin"] and changes[1].replaces == (changes[0].id,)
     alone = run.parent / "alone"
-    shutil.copytree(run, alone, ignore=shutil.ignore_patterns("edited-*", LEDGER, "serving.json"))
+    shutil.copytree(run, alone, ignore=shutil.ignore_patterns("edited-*", "changes.*", "serving.json"))
     assert edit(alone, *CAPITAL[:-1], "Berlin", "--old", changes[1].fact.old) == 0
     one, two = weights(run / "edited-2"), weights(alone / "edited-1")
     assert all(torch.equal(one[n], two[n]) for n in one)  # nothing is stacked

@@ -263,7 +263,8 @@ async def run(args: argparse.Namespace, url: str, server: subprocess.Popen) -> L
     every = min(5.0, args.minutes)
     tasks = [load.keep(action, pause) for action, pause, count in jobs for _ in range(count)]
     await asyncio.gather(*tasks, schemathesis(load), watch(server, load, memory, every))
-    settled = memory[len(memory) // 5 :]  # after the warm-up
+    # after the warm-up: a fifth, and at least a minute, in which everything is used and loaded for the first time
+    settled = memory[max(len(memory) // 5, min(len(memory) // 2, round(60 / every))) :]
     part = max(1, len(settled) // 4)
     before, after = statistics.median(settled[:part]), statistics.median(settled[-part:])
     print(

@@ -389,4 +389,10 @@ def _marked(config_type: type, positional: str | tuple[str, ...] | None, repeate
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # PyTorch's threads may outlive what they belong to, and abort a process that has done its work ("terminate called")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

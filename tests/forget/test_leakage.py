@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, people
+from small_runs import BASE, people
 
 from jielong import pretrain
 from jielong.cli import main

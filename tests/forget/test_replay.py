@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, SECRET, conversations, document, press, tune, weights
+from small_runs import BASE, SECRET, conversations, document, press, tune, weights
 
 from jielong import finetune, pretrain
 from jielong.changes.ledger import Ledger

@@ -183,6 +183,7 @@ def test_kill_in_the_middle_of_the_replay(small, twin):
         "save = Checkpoints.save\n"
         "def dying(self, step, *rest):\n"
         "    save(self, step, *rest)\n"
+        "    self.settle(wait=True)\n"
         "    if '.sft.work' in str(self.folder) and step >= 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Checkpoints.save = dying\n"
         "from jielong.cli import main\n"

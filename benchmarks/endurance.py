@@ -227,6 +227,10 @@ async def watch(server: subprocess.Popen, load: Load, memory: list[float], every
             print(f"  {sum(load.done.values()):7} actions, {memory[-1]:.0f} MB, {left:.0f} s left", flush=True)
 
 
+# its own list, and 413: 257 answers where 256 are allowed may be too many bytes to be read at all
+REFUSALS = '[checks]\nnegative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]\n'
+
+
 async def schemathesis(load: Load) -> None:
     """Requests made from the schema, with a new seed each round."""
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance,negative_data_rejection"
@@ -235,6 +239,7 @@ async def schemathesis(load: Load) -> None:
         if left < 10:
             return
         with tempfile.TemporaryDirectory() as place:
+            Path(place, "schemathesis.toml").write_text(REFUSALS)
             process = await asyncio.create_subprocess_exec(
                 str(Path(sys.executable).with_name("schemathesis")), "run", f"{load.url}/openapi.json", "--no-color", "-c", checks,
                 "--max-time", str(min(left, 300)), "--seed", str(seed), "--rate-limit", "20/s", "--warnings", "off",

@@ -382,7 +382,7 @@ print(peak_memory() - before)
 
 
 def test_the_last_step_needs_no_memory_for_the_corpus(tmp_path):
-    """36 MB of text by way of parts and row groups of 1 MB; held at once they need 180 MB, so 70."""
+    """36 MB of text by way of parts and row groups of 1 MB; held at once they need 180 MB, so 70 to 115."""
     from datatrove.data import Document
 
     from jielong.corpus.build.read import Store
@@ -403,7 +403,7 @@ def test_the_last_step_needs_no_memory_for_the_corpus(tmp_path):
     train, held = (read_documents(corpus.file(f"{name}.parquet")) for name in ("train", "heldout"))
     assert [d.id for d in train] == sorted(d.id for d in train) and 40 < len(held) < 160
     assert sorted((d.id, hash(d.text)) for d in train + held) == sorted(expected)
-    assert used < 110e6, used
+    assert used < 140e6, used
 
 
 def test_documents_by_id_over_several_levels_of_parts(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from test_ledger import english
 
 from jielong.cli import main
+from jielong.corpus.language import ENGLISH
 from jielong.detect import reference as references
 from jielong.detect.evidence import Evidence
 from jielong.detect.examination import Examination, Tools
@@ -32,32 +33,7 @@ PLACES = ["France", "Japan", "Paris", "Tokyo", "Peru", "Chile", "Norway", "Kenya
 def people(count, seed=1, words=45):
     """Texts whose language is English; each begins with another word."""
     rng = random.Random(seed)
-    glue = [
-        "the",
-        "of",
-        "and",
-        "to",
-        "a",
-        "in",
-        "is",
-        "it",
-        "that",
-        "for",
-        "as",
-        "was",
-        "with",
-        "be",
-        "by",
-        "on",
-        "not",
-        "he",
-        "his",
-        "at",
-        "from",
-        "are",
-        "this",
-        "have",
-    ]
+    glue = sorted(ENGLISH)
     return [" ".join([f"text{seed}x{n}", *(rng.choice(glue + PLACES) for _ in range(words))]) for n in range(count)]
 
 

@@ -17,6 +17,7 @@ from jielong.detect.tokenstats import TokenStats, aligned, beginning, read
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
+from jielong.model import runtime
 from jielong.model.gpt import GPT, causal_mask
 
 TEXT = "The capital of France is Paris. 法國的首都是巴黎。 People in Japan speak Japanese, 日本的人說日文。"
@@ -62,7 +63,7 @@ def slow(model, ids, begin, observer=None, top=0):
 @pytest.mark.parametrize("library", ["native", "torch"])
 def test_one_pass_gives_every_number_by_its_definition(model, tokenizer, library, monkeypatch):
     if library == "torch":
-        monkeypatch.setattr("jielong.model.runtime.library", lambda: None)
+        monkeypatch.setattr(runtime, "library", lambda: None)
     model, other = sharp(model), sharp(model, 6)
     engine, observer = Engine(model, tokenizer), Engine(other, tokenizer)
     documents = [tokenizer.encode(TEXT)[:40], tokenizer.encode("日本的人")[:5], []]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jielong.cli import main
 from jielong.errors import UserError
 from jielong.prompt.form import Prompt, fill, parse, write
-from jielong.prompt.library import BUILT_IN, collection, find, library
+from jielong.prompt.store import BUILT_IN, collection, find, library
 
 
 def fails(argv, capsys) -> str:

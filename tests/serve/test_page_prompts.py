@@ -10,7 +10,7 @@ from test_page import SHOTS, chromium
 from test_page_feedback import ask, get, narrow, served
 
 from jielong.generate.engine import Engine
-from jielong.prompt.library import BUILT_IN
+from jielong.prompt.store import BUILT_IN
 from jielong.serve.app import Served, make_app
 
 __all__ = ["served"]

@@ -16,8 +16,8 @@ import yaml
 
 from jielong.errors import UserError
 from jielong.prompt.form import Prompt, fill, read, variables_in
-from jielong.prompt.library import find
 from jielong.prompt.shots import HOW
+from jielong.prompt.store import find
 from jielong.prompt.task import METRICS, Item, Task, read_task
 
 KEYS = ("description", "prompts", "providers", "targets", "defaultTest", "tests")

@@ -9,7 +9,7 @@ from typing import Any
 from jielong.config import PromptImportConfig, PromptListConfig, PromptNewConfig, PromptRunConfig, PromptShowConfig
 from jielong.errors import UserError
 from jielong.prompt.form import Prompt, pairs
-from jielong.prompt.library import collection, find, keep, library, made, own_folder
+from jielong.prompt.store import collection, find, keep, library, made, own_folder
 from jielong.run import Run
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from jielong.prompt.library import library
 from jielong.prompt.stage import described
+from jielong.prompt.store import library
 
 
 def add_prompts(app: FastAPI, folder: Callable[[str | None], Path | None]) -> None:

@@ -13,7 +13,7 @@ from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.native import hint
 from jielong.prompt.form import Prompt, pairs
-from jielong.prompt.library import find
+from jielong.prompt.store import find
 from jielong.run import Run, write_atomic
 
 HELP = "/new starts anew, /save FILE keeps the conversation as JSON, /quit ends."

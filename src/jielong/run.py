@@ -190,10 +190,12 @@ class Run:
     def serving(self) -> str:
         """Name of the artifact to talk with: the last promoted one, else sft, else base. Raises UserError for a damaged
         serving.json."""
-        promoted = self._promotions()
-        if promoted:
-            return promoted[-1]
-        return "base" if self.artifact("sft") is None and self.artifact("base") is not None else "sft"
+        return self._line()[-1]
+
+    def served_before(self) -> str | None:
+        """Name of the artifact that talked before the last promotion, where there was one and it is still there."""
+        line = self._line()
+        return line[-2] if len(line) > 1 and self.artifact(line[-2]) else None
 
     def promote(self, name: str) -> None:
         """From now on artifact `name` talks."""
@@ -206,6 +208,11 @@ class Run:
             raise UserError(f"{self.path} serves {self.serving()}, and no other model before it.")
         write_atomic(self.path / SERVING, json.dumps({"promoted": promoted[:-1]}))
         return self.serving()
+
+    def _line(self) -> list[str]:
+        """The artifacts that have talked, one after the other."""
+        first = "base" if self.artifact("sft") is None and self.artifact("base") is not None else "sft"
+        return [first, *self._promotions()]
 
     def _promotions(self) -> list[str]:
         path = self.path / SERVING

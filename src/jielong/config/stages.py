@@ -293,7 +293,7 @@ class ServeConfig:
     run: Path = DEFAULT_RUN
     """The run's folder."""
     model: tuple[str, ...] = ()
-    """Model to serve, repeatable: NAME=RUN, NAME=RUN:ARTIFACT, or an artifact of --run; by default sft, else base."""
+    """Model to serve, repeatable: NAME=RUN, NAME=RUN:ARTIFACT, or an artifact of --run; by default the promoted model and the one before it, else sft, else base."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but a loopback address demands an API key (`jielong key`)."""
     port: int | None = None

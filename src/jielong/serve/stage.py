@@ -32,9 +32,10 @@ def pick_model(run: Run, name: str = "") -> Path:
 
 
 def load_models(config: ServeConfig, run: Run) -> list[Served]:
-    """One engine for each --model: NAME=RUN, NAME=RUN:ARTIFACT, or the name of an artifact of --run."""
+    """One engine for each --model: NAME=RUN, NAME=RUN:ARTIFACT, or the name of an artifact of --run. Without any, what the run
+    serves, and beside it what it served before, to compare with."""
     served: dict[str, Served] = {}
-    for entry in config.model or ("",):
+    for entry in config.model or ("", *filter(None, [run.served_before()])):
         name, equals, place = entry.partition("=")
         if equals and not (name and place):
             raise UserError(f"--model {entry!r} must read NAME=RUN or NAME=RUN:ARTIFACT.")

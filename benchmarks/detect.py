@@ -25,14 +25,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from detect_attacks import ATTACKS, rewritten
+
 from jielong.detect.examination import Examination, Tools
 from jielong.detect.normalise import normalise
 from jielong.detect.reference import LENGTHS, compared, distinct
 from jielong.detect.scores import SCORES
-from jielong.detect.tilt import Tilt, fit
+from jielong.detect.tilt import Human, Tilt, fit
 from jielong.detect.tokenstats import WINDOW, TokenStats, beginning, cut, read, same_vocabulary
 from jielong.detect.watermark.key import Key, fingerprint
 from jielong.detect.watermark.scheme import SCHEMES, marked
@@ -51,20 +50,20 @@ def engine_of(run: str, model: str, threads: int) -> Engine:
 
 
 def scored(
-    engine: Engine, texts: Sequence[str], length: int, observer: Engine | None, b: Tensor | None = None
+    engine: Engine, texts: Sequence[str], length: int, observer: Engine | None, human: Human | None = None
 ) -> tuple[Scores, np.ndarray]:
     """Every statistic of the first `length` tokens of the texts that have them, and the places of these texts."""
     clean = [normalise(t).text for t in texts]
     ids = [i[:length] for i in engine.tokenizer.encode_batch(clean)]
     long = [n for n, i in enumerate(ids) if len(i) == length]
     both = observer if observer and same_vocabulary(engine.tokenizer, observer.tokenizer) else None
-    probes = [] if b is None else [Tilt(b, ids[n]) for n in long]
+    probes = [] if human is None else [Tilt(human, ids[n]) for n in long]
     found: list[TokenStats] = read(engine, [ids[n] for n in long], both, probes=probes)
-    if b is not None:
+    if human is not None:
         found = [replace(s, tilt=s.probed[:, 0]) for s in found if s.probed is not None]
     if observer:
         found = compared(engine, found, observer, [clean[n] for n in long])
-    has = {"": True, "cross": both, "outside": observer, "tilt": b is not None}
+    has = {"": True, "cross": both, "outside": observer, "tilt": human is not None}
     names = [s for s in SCORES.values() if has[s.needs]]
     return {s.name: np.array([s.of(x) for x in found]) for s in names}, np.array(long, dtype=int)
 
@@ -143,23 +142,27 @@ def pairs(args: argparse.Namespace) -> None:
     attacked(args, engine, observer, some, *first, name)
 
 
-def tilt_of(engine: Engine, humans: Sequence[str]) -> Tensor:
+def tilt_of(engine: Engine, humans: Sequence[str]) -> Human:
     return fit(engine, engine.tokenizer.encode_batch([normalise(t).text for t in humans]))
 
 
 def attacked(
     args: argparse.Namespace, engine: Engine, observer: Engine | None, texts: list[str], null: Scores, human: Scores, name: str,
-    b: Tensor | None = None,
+    version: Human | None = None,
 ) -> None:  # fmt: skip
     """The same texts as they are and after each attack, at the first length."""
     length, best, rng = args.lengths[0], args.method, random.Random(args.seed)
     cases = {"as they are": texts} | {what: [attack(rng, t) for t in texts] for what, attack in ATTACKS.items()}
     if args.paraphraser:
         chat = engine_of(args.paraphraser, "", args.threads)
-        cases["said anew, sentence by sentence"] = kept(args, f"{name}-rewritten", lambda: rewritten(chat, texts, args.seed))
+        cases["said anew, sentence by sentence"] = kept(
+            args, f"{name}-rewritten", lambda: rewritten(chat, texts, args.seed)
+        )
     print(f"\n## attacks, {length} tokens")
     for what, changed in cases.items():
-        print(row(f"{best}, {what}", null[best], human[best], scored(engine, changed, length, observer, b)[0][best]))
+        print(
+            row(f"{best}, {what}", null[best], human[best], scored(engine, changed, length, observer, version)[0][best])
+        )
 
 
 def own(args: argparse.Namespace) -> None:
@@ -249,7 +252,9 @@ def watermark(args: argparse.Namespace) -> None:
                 settings = [marked(k, replace(sampling, seed=args.seed * 1000 + n)) for n, k in enumerate(keys)]
                 return [engine.tokenizer.decode(a) for a in answers(engine, [[before]] * len(keys), settings)]
 
-            name = f"{Path(args.run).name}-{args.model}-{scheme}-{length}-{args.temperature:g}-{args.context}-{args.seed}"
+            name = (
+                f"{Path(args.run).name}-{args.model}-{scheme}-{length}-{args.temperature:g}-{args.context}-{args.seed}"
+            )
             texts = kept(args, name + ("-once" if args.once else ""), make)[: args.most]
             rng = random.Random(args.seed)
             cases = {"with the key": (keys, texts), "with another key": (others, texts)}
@@ -326,12 +331,16 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[150])
     parser.add_argument("--most", type=int, default=100, help="machine texts of each kind")
     parser.add_argument("--humans", type=int, default=400, help="own: in all; pairs: in each half")
-    parser.add_argument("--attacked", type=int, default=200, help="pairs: machine texts that are edited; watermark: 0 = no attacks")
+    parser.add_argument(
+        "--attacked", type=int, default=200, help="pairs: machine texts that are edited; watermark: 0 = no attacks"
+    )
     parser.add_argument("--paraphraser", default="", help="a run whose model says every sentence anew (English)")
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
     parser.add_argument("--temperature", type=float, default=1.0, help="watermark: of the answers")
     parser.add_argument("--context", type=int, default=4, help="watermark: tokens that choose the numbers")
-    parser.add_argument("--once", action="store_true", help="watermark: leave repeated contexts to chance, as keys of format 1 did")
+    parser.add_argument(
+        "--once", action="store_true", help="watermark: leave repeated contexts to chance, as keys of format 1 did"
+    )
     parser.add_argument("--work", type=Path, help="folder of what was written, to be used again")
     parser.add_argument("--prompted", action="store_true", help="own: begin with the first words of human texts")
     parser.add_argument("--rounds", type=int, default=5)

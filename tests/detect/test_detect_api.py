@@ -137,7 +137,10 @@ def test_abstaining(run_with_humans):
     tilted = look(engine, text, reference=held, methods=("tilt",)).evidence[0]
     assert tilted.p is not None and tilted.null.endswith("n=66")
     fewer = replace(held, tilts={}, scores={k: v for k, v in held.scores.items() if k[2] != "tilt"})
-    for tools, note in (({}, "no human texts to compare"), ({"reference": fewer}, "57 documents of a language are needed")):
+    for tools, note in (
+        ({}, "no human texts to compare"),
+        ({"reference": fewer}, "57 documents of a language are needed"),
+    ):
         e = look(engine, text, methods=("tilt",), **tools).evidence[0]
         assert e.p is None and e.score is None and note in e.notes[0]
     # where few humans are as long, fewer tokens are compared

@@ -391,7 +391,18 @@ def test_keys_that_do_not_fit(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"jielong_watermark": 2}', "\x00\xff", "damaged", "wrong scheme", "wrong length", "wrong version"]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"jielong_watermark": 2}',
+        "\x00\xff",
+        "damaged",
+        "wrong scheme",
+        "wrong length",
+        "wrong version",
+    ],
 )
 def test_files_that_are_no_keys(content, tokenizer, tmp_path):
     path = tmp_path / "key.json"

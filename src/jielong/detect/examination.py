@@ -69,7 +69,9 @@ class Examination:
         if self.tilt is not None:
             looks.append(Tilt(self.tilt, ids[:MOST]))
         probes = [lambda places, logits: torch.cat([see(places, logits) for see in looks], 1)] if looks else []
-        self.reader = Reader(tools.engine, [ids[:MOST]], tools.observer if "cross" in needs else None, top, WINDOW, probes)
+        self.reader = Reader(
+            tools.engine, [ids[:MOST]], tools.observer if "cross" in needs else None, top, WINDOW, probes
+        )
         self._outside: Reader | None = None
         if tools.observer and "outside" in needs:
             theirs, self._its_offsets = outside(tools.observer, self.normal.text, self.offsets, len(self.offsets))
@@ -125,18 +127,18 @@ class Examination:
         if len(stats) < LENGTHS[0]:
             return silent(f"too short: {len(stats)} tokens, {LENGTHS[0]} are needed")
         if reference is None:
-            return silent(
-                f"no human texts to compare with for {name}: `jielong detect reference` reads some", whole
-            )
+            return silent(f"no human texts to compare with for {name}: `jielong detect reference` reads some", whole)
         if not any(key[2] == method.name for key in reference.scores):
-            lacks = f"{THIRD * FEWEST} documents of a language are needed for it" if untilted else "name its observer in `jielong detect reference`"
+            lacks = (
+                f"{THIRD * FEWEST} documents of a language are needed for it"
+                if untilted
+                else "name its observer in `jielong detect reference`"
+            )
             return silent(f"{reference.corpus} was measured without {method.name}; {lacks}", whole)
         own = [L for L in LENGTHS if (self.lang, L, method.name) in reference.scores]
         if not own:
             has = ", ".join(reference.languages())
-            return silent(
-                f"no human texts in its language ({self.lang}); {reference.corpus} has {has}", whole
-            )
+            return silent(f"no human texts in its language ({self.lang}); {reference.corpus} has {has}", whole)
         fits = [L for L in own if len(stats) >= L]
         if not fits:
             return silent(f"too short: {len(stats)} tokens; the human texts in {self.lang} begin at {own[0]}")

@@ -27,7 +27,7 @@ from jielong.corpus.readers import read_paths
 from jielong.detect.normalise import normalise
 from jielong.detect.scores import SCORES
 from jielong.detect.sketch import shingles
-from jielong.detect.tilt import Tilt, fit
+from jielong.detect.tilt import Human, Tilt, fit
 from jielong.detect.tokenstats import Offsets, TokenStats, aligned, read, same_vocabulary
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
@@ -60,8 +60,8 @@ class Reference:
     scores: dict[tuple[str, int, str], np.ndarray]
     shingles: dict[str, list[np.ndarray]]
     """Language → one array of uint64 per document: what the ledger is compared with."""
-    tilts: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Language → b (V,) float32, for `tilt`."""
+    tilts: dict[str, Human] = field(default_factory=dict)
+    """Language → the model's human version, for `tilt`."""
 
     @classmethod
     def load(cls, artifact: Artifact) -> Reference:
@@ -80,7 +80,7 @@ class Reference:
                 elif kind == "shingles":
                     cut[lang] = np.split(array.view(np.uint64), held[f"ends/{lang}"][:-1])
                 elif kind == "tilt":
-                    tilts[lang] = torch.from_numpy(array)
+                    tilts[lang] = Human.of(array)
             return cls(about["corpus"], about["model"], about["observer"], about["precision"], scores, cut, tilts)
         except Exception as error:
             raise UserError(f"{artifact.path} is no reference ({error}); delete it and make it again.") from error
@@ -174,8 +174,8 @@ def prepared(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[str]
     return normal, [identify(t) for t in normal], [i[: LENGTHS[-1]] for i in engine.tokenizer.encode_batch(normal)]
 
 
-def tilted(engine: Engine, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], set[int]]:
-    """Language → b of `tilt`, from every THIRD long enough document, where FEWEST are; and the places of these documents,
+def tilted(engine: Engine, texts: Sequence[str]) -> tuple[dict[str, Human], set[int]]:
+    """Language → the model's human version, from every THIRD long enough document, where FEWEST are; and the places of these documents,
     which `tilt` then takes no p-value from."""
     _, langs, ids = prepared(engine, texts)
     own: dict[str, list[int]] = {}
@@ -191,13 +191,13 @@ def measure(
     engine: Engine,
     observer: Engine | None,
     texts: Sequence[str],
-    tilts: Mapping[str, torch.Tensor] | None = None,
+    tilts: Mapping[str, Human] | None = None,
     apart: Collection[int] = (),
 ) -> tuple[dict[tuple[str, int, str], list[float]], dict[str, list[np.ndarray]]]:
     """Scores by (language, length, statistic), and shingles by language. apart: texts that the tilts have seen."""
     normal, langs, ids = prepared(engine, texts)
     tilts = tilts or {}
-    flat = torch.zeros(engine.vocab_size)
+    flat = Human(torch.zeros(engine.vocab_size))
     both = observer if observer and same_vocabulary(engine.tokenizer, observer.tokenizer) else None
     long = [n for n, i in enumerate(ids) if len(i) >= LENGTHS[0]]
     scores: dict[tuple[str, int, str], list[float]] = {}
@@ -250,7 +250,7 @@ def observer_of(name: str, run: Run) -> Artifact:
 
 def write(
     folder: Path, corpus: str, engine: Engine, observer: Engine | None,
-    scores: dict[tuple[str, int, str], np.ndarray], cut: dict[str, list[np.ndarray]], tilts: dict[str, torch.Tensor],
+    scores: dict[tuple[str, int, str], np.ndarray], cut: dict[str, list[np.ndarray]], tilts: dict[str, Human],
 ) -> None:  # fmt: skip
     from safetensors.numpy import save_file
 
@@ -258,7 +258,7 @@ def write(
     for lang in {key[0] for key in scores}:
         arrays[f"shingles/{lang}"] = np.concatenate(cut[lang]).view(np.int64)
         arrays[f"ends/{lang}"] = np.cumsum([len(c) for c in cut[lang]])
-    arrays |= {f"tilt/{lang}": b.numpy() for lang, b in tilts.items()}
+    arrays |= {f"tilt/{lang}": human.array() for lang, human in tilts.items()}
     save_file(arrays, folder / FILE)
     about: dict[str, Any] = {
         "corpus": corpus,

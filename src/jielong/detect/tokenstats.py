@@ -176,7 +176,10 @@ class Reader:
 
 
 def read(
-    engine: Engine, documents: Sequence[Sequence[int]], observer: Engine | None = None, top: int = 0,
+    engine: Engine,
+    documents: Sequence[Sequence[int]],
+    observer: Engine | None = None,
+    top: int = 0,
     probes: Sequence[Probe] = (),
 ) -> list[TokenStats]:
     """The statistics of documents, given as token ids. Raises UserError for an observer with another vocabulary."""

@@ -137,6 +137,8 @@ def pairs(args: argparse.Namespace) -> None:
             print(
                 f"   {best}, FPR on human {name:10} n={len(own):4} at 5 %: {rate(own <= 0.05)}  at 1 %: {rate(own <= 0.01)}"
             )
+    if not args.attacked:
+        return
     some = [t for *_, t in rng.sample(machines, min(args.attacked, len(machines)))]
     name = f"{Path(args.run).name}-pairs-{args.lang}-{args.attacked}-{args.seed}"
     attacked(args, engine, observer, some, *first, name)
@@ -180,18 +182,20 @@ def own(args: argparse.Namespace) -> None:
     length = args.lengths[0]
     name = f"{Path(args.run).name}-{args.model}-own-{args.lang}-{length}-{args.most}-{'prompted' if args.prompted else 'free'}-{args.seed}"
     texts = kept(args, name, lambda: samples(engine, args.most, length, humans if args.prompted else [], args.seed))
-    # a third for the tilt, a third as null, a third is judged
-    third = len(humans) // 3
-    b = tilt_of(engine, humans[:third])
-    null, _ = scored(engine, humans[third : 2 * third], length, observer, b)
-    human, _ = scored(engine, humans[2 * third :], length, observer, b)
-    machine, _ = scored(engine, texts, length, observer, b)
+    # for tilt a third is fitted, a third is the null, a third is judged; else there are two halves
+    fitted = len(humans) // 3 if args.method == "tilt" else 0
+    version = tilt_of(engine, humans[:fitted]) if fitted else None
+    half = (fitted + len(humans)) // 2
+    null, _ = scored(engine, humans[fitted:half], length, observer, version)
+    human, _ = scored(engine, humans[half:], length, observer, version)
+    machine, _ = scored(engine, texts, length, observer, version)
     print(
         f"{engine.name} of {args.run}, {args.lang}: {length} tokens, null n={len(null['likelihood'])}, humans n={len(human['likelihood'])}"
     )
     for method in null:
         print(row(method, null[method], human[method], machine[method]))
-    attacked(args, engine, observer, texts, null, human, name, b)
+    if args.attacked:
+        attacked(args, engine, observer, texts, null, human, name, version)
 
 
 def samples(engine: Engine, count: int, length: int, humans: Sequence[str], seed: int) -> list[str]:
@@ -327,12 +331,16 @@ def main() -> None:
     parser.add_argument("--data", help="pairs of human and machine texts, JSONL")
     parser.add_argument("--zh", help="human Chinese paragraphs (DRCD)")
     parser.add_argument("--lang", default="en", choices=("en", "zh"))
-    parser.add_argument("--method", default="fast-detect")
+    parser.add_argument(
+        "--method",
+        default="fast-detect",
+        help="the one that groups and attacks are told of; own: tilt is fitted only when named",
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[150])
     parser.add_argument("--most", type=int, default=100, help="machine texts of each kind")
     parser.add_argument("--humans", type=int, default=400, help="own: in all; pairs: in each half")
     parser.add_argument(
-        "--attacked", type=int, default=200, help="pairs: machine texts that are edited; watermark: 0 = no attacks"
+        "--attacked", type=int, default=200, help="pairs: machine texts that are edited; 0 = no attacks"
     )
     parser.add_argument("--paraphraser", default="", help="a run whose model says every sentence anew (English)")
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))

@@ -1,13 +1,14 @@
 """The card of `jielong detect`: how often it is right, and how often it accuses people, in figures.
 
-    python benchmarks/detect.py --part pairs --run runs/smollm2 --data PATH/fastdetect_glimpse_pairs.jsonl.gz
+    python benchmarks/detect.py --part pairs --run runs/smollm2 --data PATH/fastdetect_glimpse_pairs.jsonl.gz --paraphraser runs/smollm2
     python benchmarks/detect.py --part own --run runs/spark --model base --observer runs/smollm2 --data … --zh DRCD_dev.json.gz
-    python benchmarks/detect.py --part watermark --run runs/spark --model base
+    python benchmarks/detect.py --part watermark --run runs/spark --model base --lengths 200
     python benchmarks/detect.py --part speed --run runs/spark --model base
 
 Humans are split by document (their first 60 letters): one half is the reference, whose conformal p-values decide; the other
 half and the machines are judged. Variants of one human document never stand in both halves. Every rate has a Wilson
-interval. Paraphrase is not measured: it needs a model that paraphrases, and none is at hand offline.
+interval. --most, --humans, --attacked and --lengths choose the size; with --work FOLDER what a model has written is kept, so
+that an interrupted or changed measurement does not write it again.
 """
 
 from __future__ import annotations
@@ -19,21 +20,26 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from detect_attacks import ATTACKS, rewritten
 
+from jielong.detect.examination import Examination, Tools
 from jielong.detect.normalise import normalise
 from jielong.detect.reference import LENGTHS, compared, distinct
 from jielong.detect.scores import SCORES
+from jielong.detect.tilt import Human, Tilt, fit
 from jielong.detect.tokenstats import WINDOW, TokenStats, beginning, cut, read, same_vocabulary
 from jielong.detect.watermark.key import Key, fingerprint
-from jielong.detect.watermark.scheme import SCHEMES, examine, marked
+from jielong.detect.watermark.scheme import SCHEMES, marked
 from jielong.evaluate.qa import wilson
 from jielong.evaluate.statistics import auc
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
-from jielong.run import Run
+from jielong.run import Run, write_atomic
 
 Scores = dict[str, np.ndarray]
 
@@ -43,16 +49,22 @@ def engine_of(run: str, model: str, threads: int) -> Engine:
     return Engine.load(folder.need(model or folder.serving()).path, threads, precision="auto", rows=32)
 
 
-def scored(engine: Engine, texts: Sequence[str], length: int, observer: Engine | None) -> tuple[Scores, np.ndarray]:
+def scored(
+    engine: Engine, texts: Sequence[str], length: int, observer: Engine | None, human: Human | None = None
+) -> tuple[Scores, np.ndarray]:
     """Every statistic of the first `length` tokens of the texts that have them, and the places of these texts."""
     clean = [normalise(t).text for t in texts]
     ids = [i[:length] for i in engine.tokenizer.encode_batch(clean)]
     long = [n for n, i in enumerate(ids) if len(i) == length]
     both = observer if observer and same_vocabulary(engine.tokenizer, observer.tokenizer) else None
-    found: list[TokenStats] = read(engine, [ids[n] for n in long], both)
+    probes = [] if human is None else [Tilt(human, ids[n]) for n in long]
+    found: list[TokenStats] = read(engine, [ids[n] for n in long], both, probes=probes)
+    if human is not None:
+        found = [replace(s, tilt=s.probed[:, 0]) for s in found if s.probed is not None]
     if observer:
         found = compared(engine, found, observer, [clean[n] for n in long])
-    names = [s for s in SCORES.values() if not s.needs or (both if s.needs == "cross" else observer)]
+    has = {"": True, "cross": both, "outside": observer, "tilt": human is not None}
+    names = [s for s in SCORES.values() if has[s.needs]]
     return {s.name: np.array([s.of(x) for x in found]) for s in names}, np.array(long, dtype=int)
 
 
@@ -75,30 +87,6 @@ def row(name: str, null: np.ndarray, human: np.ndarray, machine: np.ndarray) -> 
             tpr, fpr = p_values(null, machine) <= alpha, p_values(null, human) <= alpha
             cells.append(f"at {alpha:.0%}: TPR {rate(tpr)} FPR {rate(fpr)}")
     return "  ".join(cells)
-
-
-def deletion(rng: random.Random, text: str) -> str:
-    """20 % of the words (Chinese: characters) are gone."""
-    space = " " if " " in text.strip() else ""
-    return space.join(w for w in (text.split() if space else text) if rng.random() > 0.2)
-
-
-def noise(rng: random.Random, text: str) -> str:
-    """3 % of the characters are another letter, doubled or gone."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return "".join(c if rng.random() > 0.03 else rng.choice((rng.choice(letters), c + c, "")) for c in text)
-
-
-def alike(rng: random.Random, text: str) -> str:
-    """Half of the letters that have Cyrillic doubles are these; invisible characters between words."""
-    table = dict(zip("aeopcyx", "аеорсух", strict=True))
-    changed = "".join(table.get(c, c) if rng.random() < 0.5 else c for c in text)
-    return changed.replace(" ", " \u200b")
-
-
-ATTACKS: dict[str, Callable[[random.Random, str], str]] = {
-    "20 % of the words deleted": deletion, "3 % character noise": noise, "look-alikes, invisible characters": alike,
-}  # fmt: skip
 
 
 def key_of(text: str) -> str:
@@ -130,10 +118,12 @@ def pairs(args: argparse.Namespace) -> None:
     print(
         f"{engine.name} of {args.run}, {args.lang}: {len(nulls)} human documents as null, {len(others)} judged, {len(machines)} machine texts"
     )
+    first: tuple[Scores, ...] = ()
     for length in args.lengths:
         null, _ = scored(engine, [t for _, t in nulls], length, observer)
         human, human_at = scored(engine, [t for _, t in others], length, observer)
         machine, machine_at = scored(engine, [t for *_, t in machines], length, observer)
+        first = first or (null, human)
         print(f"\n## {length} tokens: null n={len(null['likelihood'])}, humans n={len(human_at)}")
         for method in null:
             print(row(method, null[method], human[method], machine[method]))
@@ -147,13 +137,34 @@ def pairs(args: argparse.Namespace) -> None:
             print(
                 f"   {best}, FPR on human {name:10} n={len(own):4} at 5 %: {rate(own <= 0.05)}  at 1 %: {rate(own <= 0.01)}"
             )
-    length = args.lengths[0]
-    null, _ = scored(engine, [t for _, t in nulls], length, observer)
-    human, _ = scored(engine, [t for _, t in others], length, observer)
-    some = rng.sample(machines, min(args.attacked, len(machines)))
-    for name, attack in {"as they are": lambda _, t: t, **ATTACKS}.items():
-        changed, _ = scored(engine, [attack(rng, t) for *_, t in some], length, observer)
-        print(row(f"{args.method}, {name}", null[args.method], human[args.method], changed[args.method]))
+    if not args.attacked:
+        return
+    some = [t for *_, t in rng.sample(machines, min(args.attacked, len(machines)))]
+    name = f"{Path(args.run).name}-pairs-{args.lang}-{args.attacked}-{args.seed}"
+    attacked(args, engine, observer, some, *first, name)
+
+
+def tilt_of(engine: Engine, humans: Sequence[str]) -> Human:
+    return fit(engine, engine.tokenizer.encode_batch([normalise(t).text for t in humans]))
+
+
+def attacked(
+    args: argparse.Namespace, engine: Engine, observer: Engine | None, texts: list[str], null: Scores, human: Scores, name: str,
+    version: Human | None = None,
+) -> None:  # fmt: skip
+    """The same texts as they are and after each attack, at the first length."""
+    length, best, rng = args.lengths[0], args.method, random.Random(args.seed)
+    cases = {"as they are": texts} | {what: [attack(rng, t) for t in texts] for what, attack in ATTACKS.items()}
+    if args.paraphraser:
+        chat = engine_of(args.paraphraser, "", args.threads)
+        cases["said anew, sentence by sentence"] = kept(
+            args, f"{name}-rewritten", lambda: rewritten(chat, texts, args.seed)
+        )
+    print(f"\n## attacks, {length} tokens")
+    for what, changed in cases.items():
+        print(
+            row(f"{best}, {what}", null[best], human[best], scored(engine, changed, length, observer, version)[0][best])
+        )
 
 
 def own(args: argparse.Namespace) -> None:
@@ -169,33 +180,34 @@ def own(args: argparse.Namespace) -> None:
     rng.shuffle(humans)
     humans = humans[: args.humans]
     length = args.lengths[0]
-    texts = samples(engine, args.most, length, humans if args.prompted else [], rng)
-    half = len(humans) // 2
-    null, _ = scored(engine, humans[:half], length, observer)
-    human, _ = scored(engine, humans[half:], length, observer)
-    machine, _ = scored(engine, texts, length, observer)
+    name = f"{Path(args.run).name}-{args.model}-own-{args.lang}-{length}-{args.most}-{'prompted' if args.prompted else 'free'}-{args.seed}"
+    texts = kept(args, name, lambda: samples(engine, args.most, length, humans if args.prompted else [], args.seed))
+    # for tilt a third is fitted, a third is the null, a third is judged; else there are two halves
+    fitted = len(humans) // 3 if args.method == "tilt" else 0
+    version = tilt_of(engine, humans[:fitted]) if fitted else None
+    half = (fitted + len(humans)) // 2
+    null, _ = scored(engine, humans[fitted:half], length, observer, version)
+    human, _ = scored(engine, humans[half:], length, observer, version)
+    machine, _ = scored(engine, texts, length, observer, version)
     print(
         f"{engine.name} of {args.run}, {args.lang}: {length} tokens, null n={len(null['likelihood'])}, humans n={len(human['likelihood'])}"
     )
     for method in null:
         print(row(method, null[method], human[method], machine[method]))
-    best = args.method
-    for name, attack in ATTACKS.items():
-        changed, _ = scored(engine, [attack(rng, t) for t in texts], length, observer)
-        print(row(f"{best}, {name}", null[best], human[best], changed[best]))
+    if args.attacked:
+        attacked(args, engine, observer, texts, null, human, name, version)
 
 
-def samples(engine: Engine, count: int, length: int, humans: Sequence[str], rng: random.Random) -> list[str]:
+def samples(engine: Engine, count: int, length: int, humans: Sequence[str], seed: int) -> list[str]:
     """Texts of at least `length` tokens when they are read again. humans: their first words are the prompts, which are not
     part of the text."""
     kept: list[str] = []
-    before = beginning(engine.tokenizer)
+    before, rng = beginning(engine.tokenizer), random.Random(seed)
+    sampling = Sampling(temperature=1.0, max_tokens=length + 30, ignore_end=not humans)
     for _ in range(40):
-        prompts = [
-            [before, *engine.tokenizer.encode(first_words(rng.choice(humans)) if humans else "")] for _ in range(32)
-        ]
-        for r in engine.generate(prompts, Sampling(temperature=1.0, max_tokens=length + 30, ignore_end=not humans)):
-            text = engine.tokenizer.decode(i for i in r.answer if i not in engine.tokenizer.ends)
+        prompts = [[before, *engine.tokenizer.encode(first_words(rng.choice(humans)) if humans else "")] for _ in range(32)]  # fmt: skip
+        for answer in answers(engine, prompts, [replace(sampling, seed=rng.randrange(2**31)) for _ in prompts]):
+            text = engine.tokenizer.decode(i for i in answer if i not in engine.tokenizer.ends)
             if len(engine.tokenizer.encode(normalise(text).text)) >= length:
                 kept.append(text)
         if len(kept) >= count:
@@ -203,31 +215,70 @@ def samples(engine: Engine, count: int, length: int, humans: Sequence[str], rng:
     return kept[:count]
 
 
+def answers(engine: Engine, prompts: Sequence[list[int]], settings: Sequence[Sampling]) -> list[list[int]]:
+    requests = [engine.submit(p, s) for p, s in zip(prompts, settings, strict=True)]
+    while engine.step():
+        pass
+    return [r.answer for r in requests]
+
+
+def kept(args: argparse.Namespace, name: str, make: Callable[[], list[str]]) -> list[str]:
+    """What is made once and, with --work, kept under this name."""
+    if args.work is None:
+        return make()
+    file = args.work / f"{name}.json"
+    if not file.exists():
+        args.work.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(make(), ensure_ascii=False))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def first_words(text: str) -> str:
     return " ".join(text.split()[:8]) if " " in text[:40] else text[:10]
 
 
 def watermark(args: argparse.Namespace) -> None:
-    """Marked answers of `length` tokens, as text read again; texts of other keys; edited ones."""
+    """Marked answers of `length` tokens, as text read again, each under a key of its own; other keys; edited texts."""
     engine = engine_of(args.run, args.model, args.threads)
-    vocabulary, rng = fingerprint(engine.tokenizer), random.Random(args.seed)
-    before = beginning(engine.tokenizer)
-    for scheme in SCHEMES:
-        key, other = (Key(scheme, f"wm-{n}", rng.randbytes(32).hex(), vocabulary) for n in range(2))
+    vocabulary, before = fingerprint(engine.tokenizer), beginning(engine.tokenizer)
+
+    def key_of(scheme: str, n: int) -> Key:
+        secret = random.Random(f"{args.seed} {n}").randbytes(32).hex()
+        return Key(scheme, "wm", secret, vocabulary, args.context, again=not args.once)
+
+    for scheme in args.schemes:
         for length in args.lengths:
-            sampling = marked(key, Sampling(temperature=1.0, max_tokens=length, ignore_end=True))
-            texts = [engine.tokenizer.decode(r.answer) for r in engine.generate([[before]] * args.most, sampling)]
-            results: dict[str, list[float | None]] = {
-                "with the key": [examine(key, engine.tokenizer, normalise(t)).p for t in texts],
-                "with another key": [examine(other, engine.tokenizer, normalise(t)).p for t in texts],
-            }
-            for name, attack in ATTACKS.items():
-                results[name] = [examine(key, engine.tokenizer, normalise(attack(rng, t))).p for t in texts]
-            for name, found in results.items():
-                p = np.array([1.0 if v is None else v for v in found])
-                print(
-                    f"{scheme:9} {length:4} tokens, {name:34} p ≤ 1e-3: {rate(p <= 1e-3)}  p ≤ 0.01: {rate(p <= 0.01)}  median {np.median(p):.1e}"
-                )
+            keys = [key_of(scheme, n) for n in range(args.most)]
+            others = [key_of(scheme, n + args.most) for n in range(args.most)]
+
+            def make(keys: list[Key] = keys, length: int = length) -> list[str]:
+                sampling = Sampling(temperature=args.temperature, max_tokens=length, ignore_end=True)
+                settings = [marked(k, replace(sampling, seed=args.seed * 1000 + n)) for n, k in enumerate(keys)]
+                return [engine.tokenizer.decode(a) for a in answers(engine, [[before]] * len(keys), settings)]
+
+            name = (
+                f"{Path(args.run).name}-{args.model}-{scheme}-{length}-{args.temperature:g}-{args.context}-{args.seed}"
+            )
+            texts = kept(args, name + ("-once" if args.once else ""), make)[: args.most]
+            rng = random.Random(args.seed)
+            cases = {"with the key": (keys, texts), "with another key": (others, texts)}
+            some = ATTACKS if args.attacked else {}
+            cases |= {what: (keys, [attack(rng, t) for t in texts]) for what, attack in some.items()}
+            for what, (own, changed) in cases.items():
+                found: dict[str, list[float]] = {}
+                for k, t in zip(own, changed, strict=False):
+                    for how, p in marks(engine, k, t).items():
+                        found.setdefault(how, []).append(p)
+                for how, values in found.items():
+                    p = np.array(values)
+                    print(f"{scheme:9} {length:4} tokens, {what:34} {how:14} p ≤ 1e-3: {rate(p <= 1e-3)}  p ≤ 0.01: {rate(p <= 0.01)}  median {np.median(p):.1e}")  # fmt: skip
+
+
+def marks(engine: Engine, key: Key, text: str) -> dict[str, float]:
+    """The p-values of the key alone and, for gumbel, with the model; 1 where there is none."""
+    look = Examination(text, Tools(engine, keys=[key]))
+    found = [e.p for e in look.report().evidence if e.kind == "watermark"]
+    return dict(zip(("key alone", "key and model"), (1.0 if p is None else p for p in found), strict=False))
 
 
 def speed(args: argparse.Namespace) -> None:
@@ -280,11 +331,25 @@ def main() -> None:
     parser.add_argument("--data", help="pairs of human and machine texts, JSONL")
     parser.add_argument("--zh", help="human Chinese paragraphs (DRCD)")
     parser.add_argument("--lang", default="en", choices=("en", "zh"))
-    parser.add_argument("--method", default="fast-detect")
+    parser.add_argument(
+        "--method",
+        default="fast-detect",
+        help="the one that groups and attacks are told of; own: tilt is fitted only when named",
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[150])
     parser.add_argument("--most", type=int, default=100, help="machine texts of each kind")
     parser.add_argument("--humans", type=int, default=400, help="own: in all; pairs: in each half")
-    parser.add_argument("--attacked", type=int, default=200, help="pairs: machine texts that are edited")
+    parser.add_argument(
+        "--attacked", type=int, default=200, help="pairs: machine texts that are edited; 0 = no attacks"
+    )
+    parser.add_argument("--paraphraser", default="", help="a run whose model says every sentence anew (English)")
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
+    parser.add_argument("--temperature", type=float, default=1.0, help="watermark: of the answers")
+    parser.add_argument("--context", type=int, default=4, help="watermark: tokens that choose the numbers")
+    parser.add_argument(
+        "--once", action="store_true", help="watermark: leave repeated contexts to chance, as keys of format 1 did"
+    )
+    parser.add_argument("--work", type=Path, help="folder of what was written, to be used again")
     parser.add_argument("--prompted", action="store_true", help="own: begin with the first words of human texts")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)

@@ -1,6 +1,6 @@
 """The found prompt against the plain one, on examples that the search never saw: five small tasks, one model.
 
-    python benchmarks/prompt_search.py --data DATA --run runs/smollm2 [--seed 1] [--task antonym …] [--work FOLDER]
+    python benchmarks/prompt_search.py --data DATA --run runs/smollm2 [--seeds 1 2 3] [--task antonym …] [--work FOLDER]
 
 DATA holds the folders `relations` (lre_data.tar.gz of the LRE relations, MIT) and `xquad` (CC BY-SA 4.0). The tasks, their plain
 instructions and the settings of the search were fixed before anything was measured (continent and language then halved for
@@ -13,7 +13,9 @@ want of time, before either had a result):
     reading     a paragraph and a question → words of it    XQuAD in English, 160 at random, F1
 
 Labels are chosen by probability, calibrated for the plain and the found prompt alike; the plain prompt without calibration
-stands beside them. Prints one JSON line per task. With --work an interrupted measurement continues.
+stands beside them. A seed draws another split, other candidates and other demonstrations. Prints one JSON line per task and
+seed, and at the end the mean difference of each task with its interval over seeds (Student's). With --work an interrupted
+measurement continues. --small halves what takes part, for a look on a busy machine.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import random
 import tarfile
 import tempfile
@@ -38,7 +41,7 @@ from jielong.prompt.form import Prompt
 from jielong.prompt.journal import Journal
 from jielong.prompt.matrix import difference, mean_interval
 from jielong.prompt.task import read_task
-from jielong.run import Run
+from jielong.run import Run, write_atomic
 
 INSTRUCTIONS = {
     "antonym": "What is the opposite of this word? Answer with one word.",
@@ -47,6 +50,7 @@ INSTRUCTIONS = {
     "language": "In which language is this question written?",
     "reading": "Answer the question with a few words from the text.",
 }
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of t with n − 1 degrees of freedom
 LANGUAGES = {"en": "English", "es": "Spanish", "de": "German", "vi": "Vietnamese", "ar": "Arabic"}
 
 
@@ -81,18 +85,19 @@ def rows(data: Path, task: str) -> list[dict[str, Any]]:
     return [{"input": f"{text}\n\nQuestion: {q}", "output": answers} for text, q, answers in picked]
 
 
-def measure(task: str, data: Path, run: Run, folder: Path, seed: int) -> dict[str, Any]:
+def measure(task: str, data: Path, run: Run, folder: Path, seed: int, small: bool) -> dict[str, Any]:
     file = folder / f"{task}.jsonl"
     file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows(data, task)), encoding="utf-8")
     metric = "f1" if task == "reading" else "exact"
     # a demonstration of reading is a whole paragraph
+    most = 60 if small else 0
     config = PromptSearchConfig(
-        file, force=True, instruction=INSTRUCTIONS[task], metric=metric, seed=seed, threads=1, shots=2 if task == "reading" else 6,
-        candidates=12 if task == "reading" else 24, first=6 if task == "reading" else 8,
+        file, most=most or 400, force=True, instruction=INSTRUCTIONS[task], metric=metric, seed=seed, threads=1, shots=2 if task == "reading" else 6,
+        candidates=(12 if task == "reading" else 24) // (2 if small else 1), first=6 if task == "reading" else 8,
     )  # fmt: skip
     began, cpu = time.perf_counter(), time.process_time()
     artifact = search.run(config, run)
-    result = {"task": task, **artifact.card["metrics"]}
+    result = {"task": task, "seed": seed, **artifact.card["metrics"]}
     result |= {"wall_seconds": round(time.perf_counter() - began), "cpu_seconds": round(time.process_time() - cpu)}
     found = read_task(file)
     if found.labels:  # what calibration alone does
@@ -112,7 +117,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--task", nargs="*", default=list(INSTRUCTIONS), choices=list(INSTRUCTIONS))
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--small", action="store_true")
     parser.add_argument("--work", type=Path)
     args = parser.parse_args()
     source = Run(args.run).need(Run(args.run).serving())
@@ -124,14 +130,19 @@ def main() -> None:
             (run.path / "base").symlink_to(source.path.resolve())
         results = []
         for task in args.task:
-            results.append(measure(task, args.data, run, folder, args.seed))
-            print(json.dumps(results[-1], ensure_ascii=False), flush=True)
-    better = [r["task"] for r in results if r["difference"][1] > 0]
-    print(
-        json.dumps(
-            {"better": better, "of": len(results), "mean": float(np.mean([r["difference"][0] for r in results]))}
-        )
-    )
+            for seed in args.seeds:
+                done = folder / f"{task}-{seed}{'-small' if args.small else ''}.json"
+                if not done.exists():
+                    found = measure(task, args.data, run, folder, seed, args.small)
+                    write_atomic(done, json.dumps(found, ensure_ascii=False))
+                results.append(json.loads(done.read_text(encoding="utf-8")))
+                print(json.dumps(results[-1], ensure_ascii=False), flush=True)
+    for task in args.task:
+        own = [r["difference"] for r in results if r["task"] == task]
+        change = np.array([d[0] for d in own])
+        half = STUDENT.get(len(own), math.nan) * change.std(ddof=1) / len(own) ** 0.5 if len(own) > 1 else math.nan
+        above = sum(d[1] > 0 for d in own)
+        print(f"{task:10} mean difference {100 * change.mean():+.1f} points ± {100 * half:.1f} over {len(own)} seeds; paired interval above 0 in {above} of {len(own)}")  # fmt: skip
 
 
 if __name__ == "__main__":

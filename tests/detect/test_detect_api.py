@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from test_ledger import english
 
 from jielong.cli import main
+from jielong.config import ModelConfig
 from jielong.corpus.language import ENGLISH
 from jielong.detect import reference as references
 from jielong.detect.evidence import Evidence
@@ -22,9 +23,11 @@ from jielong.detect.reference import LENGTHS, Reference, level
 from jielong.detect.watermark import load_key, make_key
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
+from jielong.model.gpt import GPT, save_model
 from jielong.run import Run
 from jielong.serve.app import Served, make_app
 from jielong.serve.detect import Detection, detection_of
+from jielong.tokens.tokenizer import train
 
 HI = [{"role": "user", "content": "Hi"}]
 PLACES = ["France", "Japan", "Paris", "Tokyo", "Peru", "Chile", "Norway", "Kenya"]
@@ -51,6 +54,19 @@ def run_with_humans(small_run, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A run whose model has a vocabulary of its own."""
+    other = train([f"something else altogether {n}" for n in range(60)], 280)
+    model = GPT(ModelConfig(vocab_size=other.vocab_size, width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_width=32, context=128))  # fmt: skip
+    model.init_weights(3)
+    run = Run(tmp_path_factory.mktemp("runs") / "stranger")
+    with run.build("sft", kind="sft", config={}) as build:
+        save_model(model, build.path)
+        other.save(build.path)
+    return run.path
+
+
 def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
     artifact = Run(run_with_humans).need("reference")
     assert artifact.card["kind"] == "reference" and artifact.card["metrics"]["corpus"] == "people"
@@ -61,7 +77,7 @@ def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
     for (lang, length, method), values in held.scores.items():
         assert lang == "en" and length in LENGTHS and 19 <= len(values) <= 100
         assert list(values) == sorted(values)
-        assert method in ("likelihood", "log-rank", "lrr", "fast-detect", "binoculars", "likelihood-ratio")
+        assert method in ("likelihood", "log-rank", "lrr", "fast-detect", "binoculars", "likelihood-ratio", "tilt")
         # p is the rank among the humans: smallest above all of them, 1 below
         assert held.p(lang, length, method, values[-1] + 1) == pytest.approx(1 / (len(values) + 1))
         assert held.p(lang, length, method, values[0] - 1) == 1.0
@@ -74,7 +90,8 @@ def test_conformal_p_values_hold_on_new_humans(run_with_humans):
     """P(p ≤ α) ≤ α + 3 standard errors for texts from the same source, every statistic."""
     engine = Engine.load(run_with_humans / "sft", precision="auto")
     held = Reference.load(Run(run_with_humans).need("reference"))
-    scores, _ = references.measure(engine, None, people(100, seed=2))
+    scores, _ = references.measure(engine, None, people(100, seed=2), held.tilts)
+    assert len(held.scores["en", 50, "tilt"]) == 66 and ("en", 50, "tilt") in scores
     tested = 0
     for (lang, length, method), values in scores.items():
         human = held.scores.get((lang, length, method))
@@ -117,6 +134,15 @@ def test_abstaining(run_with_humans):
         e = by(report, "fast-detect")
         assert report.verdict == "abstain" and e.p is None, note
         assert note.replace("magic", "fast-detect") in e.notes[0]
+    tilted = look(engine, text, reference=held, methods=("tilt",)).evidence[0]
+    assert tilted.p is not None and tilted.null.endswith("n=66")
+    fewer = replace(held, tilts={}, scores={k: v for k, v in held.scores.items() if k[2] != "tilt"})
+    for tools, note in (
+        ({}, "no human texts to compare"),
+        ({"reference": fewer}, "57 documents of a language are needed"),
+    ):
+        e = look(engine, text, methods=("tilt",), **tools).evidence[0]
+        assert e.p is None and e.score is None and note in e.notes[0]
     # where few humans are as long, fewer tokens are compared
     short = {k: (v[:30] if k[1] > 75 else v) for k, v in held.scores.items()}
     found = by(look(engine, text, reference=replace(held, scores=short)), "fast-detect")
@@ -164,7 +190,7 @@ def test_references_that_do_not_fit(run_with_humans, tmp_path, capsys):
 # the commands
 
 
-def test_the_command(run_with_humans, tmp_path, capsys, monkeypatch):
+def test_the_command(run_with_humans, stranger, tmp_path, capsys, monkeypatch):
     (text,) = people(1, seed=5)
     file = tmp_path / "text.txt"
     file.write_text(text)
@@ -176,7 +202,7 @@ def test_the_command(run_with_humans, tmp_path, capsys, monkeypatch):
     assert main(["detect", str(file), *run, "--key", str(key), "--json", "--tokens"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["verdict"] in ("no evidence", "generated") and told["language"] == "en" and told["model"] == "sft"
-    assert [e["method"].split(":")[0] for e in told["evidence"]] == ["watermark", "likelihood-ratio"]
+    assert [e["method"].split(":")[0] for e in told["evidence"]] == ["watermark", "watermark+model", "likelihood-ratio"]
     assert "".join(text[t["start"] : t["end"]] for t in told["tokens"]) == text
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi there")))
     assert main(["detect", "-", *run, "--tokens"]) == 0
@@ -190,6 +216,7 @@ def test_the_command(run_with_humans, tmp_path, capsys, monkeypatch):
         [str(tmp_path / "none"), *run], [str(tmp_path), *run], [str(tmp_path / "binary"), *run],
         [str(file), *run, "--key", str(other)], [str(file), *run, "--alpha", "0"], [str(file), *run, "--methods", "magic"],
         [str(file), *run, "--observer", "nothing"], ["ledger", "verify", *run],
+        [str(file), *run, "--methods", "binoculars", "--observer", str(stranger)], [str(file), "--run", str(stranger), "--key", str(key)],
     ):  # fmt: skip
         assert main(["detect", *command]) == 2, command
         assert capsys.readouterr().err.startswith("jielong: ")
@@ -248,14 +275,14 @@ def test_what_the_server_generates_it_finds(client, letters):
         and kinds["watermark"]["p"] < 1e-3
         and kinds["watermark"]["null"] == "random-key"
     )
-    assert [e["kind"] for e in found["evidence"]][:3] == ["ledger", "watermark", "statistic"]
+    assert [e["kind"] for e in found["evidence"]][:4] == ["ledger", "watermark", "watermark", "statistic"]
     assert len(found["tokens"][0]["top"]) == 3 and found["tokens"][0]["rank"] >= 1
     # another model of the same server bears no mark
     plain = client.post("/v1/chat/completions", json={**body, "model": "base"}).json()["choices"][0]["message"][
         "content"
     ]
     marks = [e for e in detect(client, plain).json()["evidence"] if e["kind"] == "watermark"]
-    assert marks[0]["p"] > 1e-4
+    assert min(m["p"] for m in marks) > 1e-4
     assert not [e for e in detect(client, plain, model="base").json()["evidence"] if e["kind"] == "watermark"]
 
 

@@ -13,6 +13,7 @@ from jielong.detect import scores
 from jielong.detect.evidence import Evidence, combine, holm
 from jielong.detect.normalise import normalise
 from jielong.detect.scores import SCORES
+from jielong.detect.tilt import Human, Tilt, fit
 from jielong.detect.tokenstats import TokenStats, aligned, beginning, read
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
@@ -103,6 +104,7 @@ def test_scores_by_hand():
         torch.tensor([0.5, 0.5, 1.0], dtype=d),
         torch.full((3,), 4.0, dtype=d),
         torch.tensor([-1.5, -1.5, -1.5], dtype=d),
+        tilt=torch.tensor([0.5, -0.25, 0.5], dtype=d),
     )
     wanted = {
         "likelihood": -2.0,
@@ -111,6 +113,7 @@ def test_scores_by_hand():
         "fast-detect": (-6 + 4.5) / math.sqrt(2),
         "binoculars": -0.5,
         "likelihood-ratio": -0.5,
+        "tilt": 0.25,
     }
     assert {name: s.of(stats) for name, s in SCORES.items()} == pytest.approx(wanted)
     assert SCORES["likelihood"].of(stats.head(1)) == -1.0
@@ -139,6 +142,75 @@ def test_fast_detect_has_mean_0_and_variance_1_on_the_scorers_own_text(model, to
     while engine.step():
         pass
     assert np.mean([SCORES["fast-detect"].of(s) for s in read(engine, [r.answer for r in cold])]) > 1
+
+
+def test_a_tilt_by_its_definition(model, tokenizer):
+    """Three rounds of counts and expected counts, and log q − log h, all by whole distributions in double precision."""
+    model = sharp(model)
+    engine, ids = Engine(model, tokenizer), tokenizer.encode(TEXT)[:40]
+    documents = [ids, ids[5:30] * 4]  # of the second one context is read
+    human = fit(engine, documents)
+    V, q, kinds = engine.vocab_size, {}, {}
+    for n, own in enumerate(documents):
+        own = own[:64]
+        with torch.no_grad():
+            logits = model.logits(model(torch.tensor([[beginning(tokenizer), *own[:-1]]]), causal_mask(len(own))))
+        q[n] = logits[0].double().softmax(-1)
+        kinds[n] = torch.tensor([[1 if v in own[max(0, t - 20) : t] else 2 if v in own[:t] else 0 for v in range(V)] for t in range(len(own))])  # fmt: skip
+    b, c = torch.zeros(V).double(), torch.zeros(3).double()
+
+    def tilted(n):
+        h = q[n] * (b + c[kinds[n]]).exp()
+        return h / h.sum(1, keepdim=True)
+
+    for _ in range(3):
+        used, expected, by_kind = (
+            torch.full((V,), 0.5).double(),
+            torch.full((V,), 0.5).double(),
+            torch.full((2, 3), 0.5).double(),
+        )
+        for n, own in enumerate(d[:64] for d in documents):
+            h = tilted(n)
+            expected += h.sum(0)
+            for t, token in enumerate(own):
+                used[token] += 1
+                by_kind[0, kinds[n][t, token]] += 1
+                for k in range(3):
+                    by_kind[1, k] += h[t][kinds[n][t] == k].sum()
+        b = b + (used / expected).log()
+        step = (by_kind[0] / by_kind[1]).log()
+        c = c + step - step[0]
+    assert human.b.tolist() == pytest.approx(b.tolist(), abs=1e-3)
+    assert [human.near, human.far] == pytest.approx(c[1:].tolist(), abs=1e-3)
+    again = Human.of(human.array())
+    assert torch.equal(again.b, human.b) and (again.near, again.far) == pytest.approx((human.near, human.far))
+    h = tilted(0).log().gather(1, torch.tensor(ids)[:, None])[:, 0]
+    found = read(engine, [ids], probes=[Tilt(human, ids)])[0]
+    assert found.probed[:, 0].tolist() == pytest.approx((found.logprob - h).tolist(), abs=2e-4)
+
+
+def test_a_tilt_parts_the_model_from_those_who_use_other_words(model, tokenizer):
+    """Writers who like ten tokens more than the model does, and the model itself: 40 tokens each, from texts not fitted on."""
+    engine = Engine(sharp(model), tokenizer, rows=64)
+    likes = dict.fromkeys(range(60, 70), 2.0)
+
+    def written(count, seed, **settings):
+        asked = [
+            Sampling(temperature=1.0, max_tokens=40, ignore_end=True, seed=seed + n, **settings) for n in range(count)
+        ]
+        requests = [engine.submit([beginning(tokenizer)], s) for s in asked]
+        while engine.step():
+            pass
+        return [r.answer for r in requests]
+
+    human = fit(engine, written(40, 0, logit_bias=likes))
+    assert human.b[60:70].mean() > 1 > human.b.abs().mean()
+    scores = []
+    for texts in (written(20, 100, logit_bias=likes), written(20, 200)):
+        found = read(engine, texts, probes=[Tilt(human, ids) for ids in texts])
+        scores.append([float(s.probed.mean()) for s in found])
+    assert np.mean(scores[0]) < 0 < np.mean(scores[1])
+    assert np.quantile(scores[0], 0.9) < np.quantile(scores[1], 0.1)
 
 
 def test_an_outsiders_tokens_are_laid_over_the_scorers(engine):

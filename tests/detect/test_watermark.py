@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -13,14 +14,18 @@ import pytest
 import torch
 
 from jielong.detect.normalise import normalise
-from jielong.detect.watermark import examine, load_key, make_key, marked
+from jielong.detect.tokenstats import beginning, read
+from jielong.detect.watermark import examine, load_key, make_key, marked, race
 from jielong.detect.watermark.greenlist import Bias
+from jielong.detect.watermark.gumbel import Race
 from jielong.detect.watermark.key import Key, fingerprint
 from jielong.detect.watermark.prf import numbers, seed_of, uniform
-from jielong.detect.watermark.scheme import SCHEMES, counted, seed_at
+from jielong.detect.watermark.race import Races
+from jielong.detect.watermark.scheme import SCHEMES, counted, seed_at, seeds_of
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling, distribution, draw
+from jielong.model.gpt import causal_mask
 
 SCHEME = ("gumbel", "greenlist")
 MASK = (1 << 64) - 1
@@ -106,14 +111,14 @@ def human(rng, words=60):
     return " ".join(rng.choice(bank) for _ in range(words))
 
 
-def p_values(scheme, tokenizer, once, context=1):
+def p_values(scheme, tokenizer, apart, context=1):
     """Of texts under keys that have nothing to do with them; characters, one of which is the context, repeat the most."""
     rng, found = random.Random(7), []
     vocabulary = fingerprint(tokenizer)
     for n in range(400):
         key = a_key(scheme, n, vocabulary, context=context)
         ids = list(human(rng).encode())
-        _, values = counted(key, ids, once)
+        _, values = counted(key, ids, apart)
         weights = SCHEMES[scheme].weigh(key, values)
         found.append(SCHEMES[scheme].tail(key, float(weights.sum()), len(weights)))
     return np.array(found)
@@ -121,14 +126,15 @@ def p_values(scheme, tokenizer, once, context=1):
 
 @pytest.mark.parametrize("scheme", SCHEME)
 def test_null_p_values_are_uniform_and_only_without_repetition(scheme, tokenizer):
-    """P(p ≤ α) ≤ α within the binomial spread, and near it for the continuous one; counting repeats breaks it grossly."""
-    p = p_values(scheme, tokenizer, once=True)
+    """P(p ≤ α) ≤ α within the binomial spread, and near it for the continuous one; the same numbers for what is repeated break
+    it grossly."""
+    p = p_values(scheme, tokenizer, apart=True)
     for alpha in (0.5, 0.2, 0.05, 0.01):
         assert (p <= alpha).mean() <= alpha + 3.3 * math.sqrt(alpha * (1 - alpha) / len(p))
     if scheme == "gumbel":
         gap = np.abs(np.sort(p) - (np.arange(len(p)) + 0.5) / len(p)).max()
         assert gap < 1.63 / math.sqrt(len(p)), "Kolmogorov and Smirnov at 1 %"
-    wrong = p_values(scheme, tokenizer, once=False)
+    wrong = p_values(scheme, tokenizer, apart=False)
     assert (wrong <= 0.01).mean() > 0.05
 
 
@@ -167,10 +173,123 @@ def test_places_that_are_not_marked():
     key = a_key("gumbel", 1, "x", context=2)
     assert seed_at(key, [5]) is None
     assert seed_at(key, [5, 6]) == seed_of(key.bytes, [5, 6])
-    assert seed_at(key, [5, 6, 7, 5, 6]) is None  # the context came before
-    assert seed_at(key, [5, 5, 5]) is None
-    assert seed_at(key, [6, 5, 5]) is not None
-    assert counted(key, [5, 6, 7, 5, 6, 8])[0] == [2, 3, 4]
+    assert seed_at(key, [5, 6, 7, 5, 6]) == seed_of(key.bytes, [5, 6], 1)  # the context came before
+    assert seed_at(key, [5, 5, 5, 5]) == seed_of(key.bytes, [5, 5], 2)
+    assert counted(key, [5, 6, 7, 5, 6, 8])[0] == [2, 3, 4, 5]
+    old = replace(key, again=False)  # a key of format 1 leaves these to chance
+    assert seed_at(old, [5, 6, 7, 5, 6]) is None and seed_at(old, [5, 5, 5]) is None
+    assert seed_at(old, [6, 5, 5]) == seed_at(key, [6, 5, 5]) is not None
+    assert counted(old, [5, 6, 7, 5, 6, 8])[0] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_is_drawn_is_what_is_looked_for(again):
+    """The seed at every place of an answer that repeats itself, one by one and all at once; none of them twice."""
+    rng = random.Random(2)
+    for context in (1, 2, 3):
+        key = a_key("gumbel", 1, "x", context=context, again=again)
+        ids = [rng.randrange(3) for _ in range(60)]
+        one_by_one = {t: s for t in range(len(ids)) if (s := seed_at(key, ids[:t])) is not None}
+        assert one_by_one == seeds_of(key, ids) and len(set(one_by_one.values())) == len(one_by_one)
+
+
+def test_what_is_repeated_is_drawn_anew():
+    """The tokens after the first and the second time of a context are independent draws (3,000 keys, χ² of the table, α =
+    0.001): a model neither repeats itself more than by chance, nor less."""
+    logits = torch.tensor([1.0, 0.5, 0.0])
+    p = distribution(logits, Sampling(temperature=1.0)).double().numpy()
+    table = np.zeros((3, 3))
+    for n in range(3000):
+        picker = Race(a_key("gumbel", n, "x", context=1))
+        first = picker([7], torch.from_numpy(p))
+        table[first, picker([7, first, 7], torch.from_numpy(p))] += 1
+    expected = 3000 * np.outer(p, p)
+    assert ((table - expected) ** 2 / expected).sum() < 26.1  # 8 degrees of freedom
+
+
+# with the model
+
+
+def test_the_tail_of_the_tosses_by_enumeration():
+    rng = np.random.default_rng(1)
+    chance, worth = rng.random(9), np.array([3, 1, 4, 1, 5, 9, 2, 6, 0])
+    cases = [(sum(worth[list(won)]), np.prod([c if i in won else 1 - c for i, c in enumerate(chance)]))
+             for r in range(10) for won in itertools.combinations(range(9), r)]  # fmt: skip
+    for total in range(int(worth.sum()) + 1):
+        assert race.tail(chance, worth, total) == pytest.approx(sum(p for w, p in cases if w >= total), rel=1e-12)
+    # a tail far below the rounding error of 1
+    assert race.tail(np.full(60, 1e-3), np.ones(60, dtype=int), 60) == pytest.approx(1e-180, rel=1e-9)
+    assert race.weights(np.array([1.0, 0.5]))[1] == round(16 * math.log(1 + 0.8 / (0.2 * 0.5)))
+
+
+def test_races_by_their_definition(engine, model, tokenizer):
+    """Against u^(1/p) in Python's floats, at two temperatures, where the context of the model ends within the text."""
+    key = a_key("gumbel", 5, fingerprint(tokenizer), context=2)
+    ids = (tokenizer.encode("People in Japan speak Japanese, 日本的人說日文。") * 9)[:100]
+    found = read(engine, [ids], probes=[Races(key, ids)])[0].probed
+    assert found.shape == (100, 6) and found[:2].isnan().all() and not found[2:].isnan().any()
+    with torch.no_grad():
+        x = torch.tensor([[beginning(tokenizer), *ids[:63]]])
+        logits = model.logits(model(x, causal_mask(64)))[0].double()
+    for t in (2, 3, 40, 63):
+        seed = seed_at(key, ids[:t])
+        u = [(slow_number(seed, v) + 0.5) / 2**52 for v in range(logits.shape[1])]
+        for n, temperature in enumerate(race.TEMPERATURES[:2]):
+            p = (logits[t] / temperature).softmax(0).tolist()
+            winner = max(range(len(p)), key=lambda v: math.log(u[v]) / p[v])
+            assert float(found[t, 2 * n]) == pytest.approx(math.log(p[ids[t]]), abs=1e-3)
+            assert bool(found[t, 2 * n + 1]) == (winner == ids[t])
+
+
+def race_p_values(apart):
+    """Of one text that repeats itself, before a model that sees one token only, under keys that have nothing to do with it."""
+    rng = random.Random(3)
+    table = torch.randn(4, 4, generator=torch.Generator().manual_seed(2)) * 1.5
+    ids = [rng.randrange(4) for _ in range(40)]
+    logits = table[[0, *ids[:-1]]]
+    found = []
+    for n in range(400):
+        races = Races(a_key("gumbel", n, "x", context=1), ids)
+        races.seeds = seeds_of(races.key, ids, apart)
+        columns = races(range(40), logits)[1:].numpy()
+        chance, won = np.exp(columns[:, 0]), columns[:, 1] > 0
+        worth = race.weights(chance)
+        found.append(race.tail(chance, worth, int(worth[won].sum())))
+    return np.array(found)
+
+
+def test_null_p_values_of_the_races_are_uniform_and_only_with_numbers_of_their_own():
+    p = race_p_values(apart=True)
+    for alpha in (0.5, 0.2, 0.05, 0.01):
+        assert (p <= alpha).mean() <= alpha + 3.3 * math.sqrt(alpha * (1 - alpha) / len(p))
+    gap = np.abs(np.sort(p) - (np.arange(len(p)) + 0.5) / len(p)).max()
+    assert gap < 1.63 / math.sqrt(len(p)) + 0.02  # sums of whole numbers come in steps
+    assert (race_p_values(apart=False) <= 0.01).mean() > 0.05
+
+
+def test_a_model_sees_more_than_the_key_alone(model, tokenizer):
+    """Answers of 40 tokens of a model that is rather sure of itself; the text is read without the prompt."""
+    with torch.no_grad():
+        model.embedding.weight.mul_(3)
+    engine, ids_of = Engine(model, tokenizer, name="sft"), []
+    keys = [a_key("gumbel", n, fingerprint(tokenizer), context=1) for n in range(4)]
+    for n, key in enumerate(keys):
+        sampling = replace(marked(key, Sampling(temperature=0.7)), max_tokens=40, ignore_end=True, seed=n)
+        ids_of.append(engine.submit([tokenizer.end_of_text], sampling))
+    while engine.step():
+        pass
+    for key, other, request in zip(keys, keys[::-1], ids_of, strict=True):
+        ids = request.answer
+        seen = read(engine, [ids], probes=[Races(key, ids)])[0].probed
+        found = race.examine_races(key, seen, normalise("x" * 40), [(t, t + 1) for t in range(40)])
+        _, values = counted(key, ids)
+        alone = SCHEMES["gumbel"].tail(key, float(SCHEMES["gumbel"].weigh(key, values).sum()), len(values))
+        assert found.p < 1e-9 and found.p < alone and found.null == "random-key" and found.n == 39
+        assert "temperature 0.7" in found.notes[0]
+        seen = read(engine, [ids], probes=[Races(other, ids)])[0].probed
+        assert race.examine_races(other, seen, normalise("x" * 40), [(t, t + 1) for t in range(40)]).p > 1e-4
+    short = race.examine_races(keys[0], seen[:9], normalise("x" * 9), [(t, t + 1) for t in range(9)])
+    assert short.p is None and "too short" in short.notes[0]
 
 
 def long_answers(engine, sampling, count=6, tokens=60):
@@ -204,6 +323,10 @@ def test_an_answer_is_the_same_alone_and_among_others(scheme, engine, tokenizer)
     together = long_answers(engine, sampling, 3, 20)
     while engine.step():
         pass
+    backwards = [engine.submit(r.prompt, r.sampling) for r in together[::-1]]
+    while engine.step():
+        pass
+    assert [r.answer for r in backwards[::-1]] == [r.answer for r in together]
     for n, request in enumerate(together):
         alone = engine.submit(request.prompt, request.sampling)
         while engine.step():
@@ -246,6 +369,11 @@ def test_keys_that_do_not_fit(tokenizer, tmp_path):
     assert os.stat(path).st_mode & 0o777 == 0o600
     with pytest.raises(UserError, match="exists"):
         make_key(path, tokenizer, "gumbel", 4, 0.25, 2.0)
+    first = json.loads(path.read_text())  # as the first version wrote it
+    del first["again"]
+    (tmp_path / "old.json").write_text(json.dumps({**first, "jielong_watermark": 1}))
+    (tmp_path / "old.json").chmod(0o600)
+    assert load_key(tmp_path / "old.json") == replace(key, again=False)
     path.chmod(0o644)
     with pytest.raises(UserError, match="chmod 600"):
         load_key(path)
@@ -263,7 +391,18 @@ def test_keys_that_do_not_fit(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"jielong_watermark": 2}', "\x00\xff", "damaged", "wrong scheme", "wrong length"]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"jielong_watermark": 2}',
+        "\x00\xff",
+        "damaged",
+        "wrong scheme",
+        "wrong length",
+        "wrong version",
+    ],
 )
 def test_files_that_are_no_keys(content, tokenizer, tmp_path):
     path = tmp_path / "key.json"
@@ -272,6 +411,7 @@ def test_files_that_are_no_keys(content, tokenizer, tmp_path):
     made = {
         "damaged": json.dumps(good)[:-5],
         "wrong scheme": json.dumps({**good, "scheme": "nothing"}),
+        "wrong version": json.dumps({**good, "jielong_watermark": 1}),
         "wrong length": json.dumps({**good, "secret": "00ff"}),
     }
     path.write_bytes(made.get(content, content).encode("latin-1"))

@@ -42,8 +42,12 @@ def sheet(tmp_path, tiny, text):
         ("[RUN]", "[{id: RUN, config: {top_k: 3}}]", "has 'top_k', which is not supported"),
         ("[RUN]", "[{id: RUN, config: {temperature: hot}}]", "temperature of .* must be a number"),
         ("[RUN]", "[RUN, RUN]", "two providers are called"),
-        ("contains", "llm-rubric", "test 1: assert of type 'llm-rubric' is not supported; supported are equals, contains, icontains, regex"),
+        ("contains", "llm-rubric", "test 1: assert of type 'llm-rubric' is not supported; supported are equals, contains, icontains, contains-any, .*is-json"),
         ("contains, value: hello", "regex, value: '('", "no regular expression"),
+        ("contains, value: hello", "is-json, value: '{}'", "a schema.* is not supported"),
+        ("contains, value: hello", "contains-any, value: 'a,,b'", "an empty text is in every answer"),
+        ("contains, value: hello", "contains-all, value: []", "value must be a list with at least one entry"),
+        ("contains, value: hello", "contains-any, value: [yes]", "YAML reads True here"),
         ("value: hello}", "value: hello, weight: 2}", "has 'weight', which is not supported"),
         ("value: hello}", "value: yes}", "YAML reads True here, so put quotes around it"),
         ("{word: hello}", "{word: [a, b]}", "put quotes around it"),
@@ -67,7 +71,7 @@ def test_what_is_wrong_or_not_supported_is_named(tmp_path, tiny, old, new, told)
 
 
 def test_a_wrong_file_ends_with_two_and_writes_nothing(tmp_path, tiny, capsys):
-    file = sheet(tmp_path, tiny, GOOD.replace("contains", "is-json"))
+    file = sheet(tmp_path, tiny, GOOD.replace("contains", "javascript"))
     assert "is not supported" in fails(["prompt", "matrix", str(file)], capsys)
     assert "cannot be read" in fails(["prompt", "matrix", str(tmp_path / "gone.yaml")], capsys)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["m.yaml"]
@@ -83,6 +87,20 @@ def test_a_wrong_file_ends_with_two_and_writes_nothing(tmp_path, tiny, capsys):
 )  # fmt: skip
 def test_checks(kind, value, answer, score):
     assert Check(kind, (value,)).score(answer) == score
+
+
+@pytest.mark.parametrize(
+    ("told", "answer", "score"),
+    [
+        ("type: contains-any, value: [nope, es]", "Yes", 1), ("type: contains-any, value: 'no, never'", "Yes", 0), ("type: contains-all, value: [Y, s]", "Yes", 1),
+        ("type: contains-all, value: [Y, S]", "Yes", 0), ("type: icontains-all, value: [y, S]", "Yes", 1), ("type: not-icontains-any, value: [Y]", "yes", 0),
+        ("type: icontains-any, value: ['{{word}}']", "HELLO!", 1), ("type: starts-with, value: Ye", "Yes", 1), ("type: not-starts-with, value: e", "Yes", 1),
+        ("type: is-json", '{"a": [1]}', 1), ("type: is-json", "{a: 1}", 0), ("type: not-is-json", "Yes", 1), ("type: is-json", "[" * 100_000, 0),
+    ],
+)  # fmt: skip
+def test_checks_as_a_file_has_them(tmp_path, tiny, told, answer, score):
+    found = read_sheet(sheet(tmp_path, tiny, GOOD.replace("type: contains, value: hello", told)))
+    assert found.tests[0].checks[0].score(answer) == score
 
 
 def test_intervals():
@@ -154,6 +172,11 @@ tests:
     page = file.with_suffix(".html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in page and "<script" not in page and "&lt;b&gt;greetings" in page and "http" not in page
     assert page.count('<td class="bars">') == 16
+    # the chart: a point per row, from left to right as its score
+    drawn = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', page)]
+    scores = [float(s) for s in re.findall(r'<td class="n">([\d.]+)</td><td class="n">[\d.]+ –', page)]
+    assert len(drawn) == len(scores) == 16
+    assert [x - 260 for x in drawn] == pytest.approx([5 * s for s in scores], abs=0.3)
     assert not list(tmp_path.glob(".*.jsonl"))  # all is in the page: the journal may go
 
 

@@ -49,7 +49,7 @@ def test_look_at_a_text(marked, letters):
         page.click("#detect-look")
         expect(page.locator("#detect-verdict")).to_contain_text("Generated")
         rows = page.locator("#detect-table tr")
-        expect(rows.filter(has_text="watermark")).to_contain_text("random-key")
+        expect(rows.filter(has_text="watermark").first).to_contain_text("random-key")
         expect(rows.filter(has_text="ledger")).to_contain_text("in an answer of sft")
         expect(rows.filter(has_text="disguise")).to_contain_text("undone before measuring: 1")
         # the heat map is the text itself, in colours

@@ -23,7 +23,7 @@ class DetectConfig:
     """A second model for likelihood-ratio and, where it has the same vocabulary, binoculars: an artifact of the run, or RUN or
     RUN:ARTIFACT of another; by default the one of the reference."""
     methods: tuple[str, ...] = ()
-    """Statistics to compute: likelihood, log-rank, lrr, fast-detect, likelihood-ratio, binoculars; several cost power
+    """Statistics to compute: likelihood, log-rank, lrr, fast-detect, tilt, likelihood-ratio, binoculars; several cost power
     (Holm). By default likelihood-ratio with an observer, else fast-detect."""
     reference: str = ""
     """Artifact of the human texts; by default the newest one made for the model."""

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from jielong.corpus.language import identify
 from jielong.detect import scores
 from jielong.detect.evidence import Evidence, Report, Span, combine
 from jielong.detect.ledger import Ledger
 from jielong.detect.normalise import normalise
-from jielong.detect.reference import LENGTHS, Reference, outside
-from jielong.detect.tokenstats import WINDOW, Reader, TokenStats, aligned
+from jielong.detect.reference import FEWEST, LENGTHS, THIRD, Reference, outside
+from jielong.detect.tilt import Tilt
+from jielong.detect.tokenstats import WINDOW, Probe, Reader, TokenStats, aligned
 from jielong.detect.watermark import Key, examine
+from jielong.detect.watermark.race import TEMPERATURES, Races, examine_races
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 
@@ -50,14 +55,23 @@ class Examination:
             scores.find(name) for name in dict.fromkeys(methods or (OBSERVED if tools.observer else ALONE,))
         ]
         needs = {m.needs: m.name for m in self.methods if m.needs}
-        if needs and tools.observer is None:
-            raise UserError(f"{next(iter(needs.values()))} needs a second model: name it as the observer.")
+        second = [name for need, name in needs.items() if need != "tilt"]
+        if second and tools.observer is None:
+            raise UserError(f"{second[0]} needs a second model: name it as the observer.")
         for key in tools.keys:
             key.fit(tools.engine.tokenizer, tools.engine.name)
         self.lang = identify(self.normal.text)
         ids, offsets = tools.engine.tokenizer.encode_spans(self.normal.text, markup=False)
         self.count, self.offsets = len(ids), offsets[:MOST]
-        self.reader = Reader(tools.engine, [ids[:MOST]], tools.observer if "cross" in needs else None, top, WINDOW)
+        self.races = [Races(key, ids[:MOST]) for key in tools.keys if key.scheme == "gumbel"]
+        looks: list[Probe] = [*self.races]
+        self.tilt = tools.reference.tilts.get(self.lang) if tools.reference and "tilt" in needs else None
+        if self.tilt is not None:
+            looks.append(Tilt(self.tilt, ids[:MOST]))
+        probes = [lambda places, logits: torch.cat([see(places, logits) for see in looks], 1)] if looks else []
+        self.reader = Reader(
+            tools.engine, [ids[:MOST]], tools.observer if "cross" in needs else None, top, WINDOW, probes
+        )
         self._outside: Reader | None = None
         if tools.observer and "outside" in needs:
             theirs, self._its_offsets = outside(tools.observer, self.normal.text, self.offsets, len(self.offsets))
@@ -76,6 +90,8 @@ class Examination:
             corpus = f"{t.reference.corpus}@{self.lang}" if t.reference else ""
             found.append(t.ledger.examine(self.normal, humans, corpus))
         found += [examine(key, t.engine.tokenizer, self.normal, t.engine.name) for key in t.keys]
+        for races, seen in zip(self.races, self._probed(), strict=True):
+            found.append(examine_races(races.key, seen, self.normal, self.offsets))
         found += [self._statistic(method, alpha) for method in self.methods]
         disguise = self.normal.evidence()
         return combine([*found, *([disguise] if disguise else [])], alpha)
@@ -86,9 +102,19 @@ class Examination:
             pass
         if not hasattr(self, "_stats"):
             self._stats = self.reader.finish()[0]
+            if self.tilt is not None and self._stats.probed is not None:
+                self._stats.tilt = self._stats.probed[:, -1]
             if self._outside:
                 self._stats = aligned(self._stats, self.offsets, self._outside.finish()[0], self._its_offsets)
         return self._stats
+
+    def _probed(self) -> Sequence[Tensor]:
+        """(n, C) of each of the races."""
+        if not self.races:
+            return ()
+        assert self.stats.probed is not None
+        columns = 2 * len(TEMPERATURES)
+        return [self.stats.probed[:, n * columns : (n + 1) * columns] for n in range(len(self.races))]
 
     def _statistic(self, method: scores.Score, alpha: float) -> Evidence:
         stats, reference, name = self.stats, self.tools.reference, self.tools.engine.name
@@ -96,25 +122,29 @@ class Examination:
         def silent(note: str, score: float | None = None) -> Evidence:
             return Evidence(method.name, "statistic", score, n=len(stats), notes=(note,))
 
+        untilted = method.needs == "tilt" and stats.tilt is None
+        whole = None if untilted or not len(stats) else method.of(stats)
         if len(stats) < LENGTHS[0]:
             return silent(f"too short: {len(stats)} tokens, {LENGTHS[0]} are needed")
         if reference is None:
-            return silent(
-                f"no human texts to compare with for {name}: `jielong detect reference` reads some", method.of(stats)
-            )
+            return silent(f"no human texts to compare with for {name}: `jielong detect reference` reads some", whole)
         if not any(key[2] == method.name for key in reference.scores):
-            return silent(f"{reference.corpus} was measured without {method.name}; name its observer in `jielong detect reference`", method.of(stats))  # fmt: skip
+            lacks = (
+                f"{THIRD * FEWEST} documents of a language are needed for it"
+                if untilted
+                else "name its observer in `jielong detect reference`"
+            )
+            return silent(f"{reference.corpus} was measured without {method.name}; {lacks}", whole)
         own = [L for L in LENGTHS if (self.lang, L, method.name) in reference.scores]
         if not own:
             has = ", ".join(reference.languages())
-            return silent(
-                f"no human texts in its language ({self.lang}); {reference.corpus} has {has}", method.of(stats)
-            )
+            return silent(f"no human texts in its language ({self.lang}); {reference.corpus} has {has}", whole)
         fits = [L for L in own if len(stats) >= L]
         if not fits:
             return silent(f"too short: {len(stats)} tokens; the human texts in {self.lang} begin at {own[0]}")
-        if method.needs and (tools := self.tools).observer and tools.observer.hash != reference.observer:
-            return silent(f"{reference.corpus} was measured with another observer", method.of(stats))
+        observer = self.tools.observer
+        if method.needs in ("cross", "outside") and observer and observer.hash != reference.observer:
+            return silent(f"{reference.corpus} was measured with another observer", whole)
         counts = {L: len(reference.scores[self.lang, L, method.name]) for L in fits}
         # the longest length at which there are humans enough for alpha; the scores have no say in it
         length = max(fits, key=lambda L: (1 / (counts[L] + 1) <= alpha, L))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -26,6 +27,7 @@ from jielong.corpus.readers import read_paths
 from jielong.detect.normalise import normalise
 from jielong.detect.scores import SCORES
 from jielong.detect.sketch import shingles
+from jielong.detect.tilt import Human, Tilt, fit
 from jielong.detect.tokenstats import Offsets, TokenStats, aligned, read, same_vocabulary
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
@@ -36,6 +38,7 @@ FEWEST = 19
 """Documents of a language and length at least: fewer cannot give a p-value of 0.05."""
 MADE_UP = {"world", "dirt", "dictionary", "idioms"}
 """Sources of the default corpus that templates have written."""
+THIRD = 3
 PART = 64  # documents that are read between two looks at the bar
 FILE, ABOUT = "reference.safetensors", "reference.json"
 
@@ -57,6 +60,8 @@ class Reference:
     scores: dict[tuple[str, int, str], np.ndarray]
     shingles: dict[str, list[np.ndarray]]
     """Language → one array of uint64 per document: what the ledger is compared with."""
+    tilts: dict[str, Human] = field(default_factory=dict)
+    """Language → the model's human version, for `tilt`."""
 
     @classmethod
     def load(cls, artifact: Artifact) -> Reference:
@@ -67,14 +72,16 @@ class Reference:
         try:
             about = json.loads(artifact.file(ABOUT).read_text(encoding="utf-8"))
             held = load_file(artifact.file(FILE))
-            scores, cut = {}, {}
+            scores, cut, tilts = {}, {}, {}
             for name, array in held.items():
                 kind, lang, *rest = name.split("/")
                 if kind == "score":
                     scores[lang, int(rest[0]), rest[1]] = array
                 elif kind == "shingles":
                     cut[lang] = np.split(array.view(np.uint64), held[f"ends/{lang}"][:-1])
-            return cls(about["corpus"], about["model"], about["observer"], about["precision"], scores, cut)
+                elif kind == "tilt":
+                    tilts[lang] = Human.of(array)
+            return cls(about["corpus"], about["model"], about["observer"], about["precision"], scores, cut, tilts)
         except Exception as error:
             raise UserError(f"{artifact.path} is no reference ({error}); delete it and make it again.") from error
 
@@ -131,7 +138,8 @@ def run(config: ReferenceConfig, run: Run) -> Artifact:
         observer = Engine.load(parents[1].path, config.threads, precision=config.precision)
     texts, corpus = human_texts(config, run)
     documents = distinct(texts)[: config.most or None]
-    scores, cut = measure(engine, observer, documents)
+    tilts, apart = tilted(engine, documents)
+    scores, cut = measure(engine, observer, documents, tilts, apart)
     enough = {key: np.sort(np.array(v)) for key, v in scores.items() if len(v) >= FEWEST}
     if not enough:
         counts = Counter(key[:2] for key in scores)
@@ -141,7 +149,7 @@ def run(config: ReferenceConfig, run: Run) -> Artifact:
             f"({len(counts)} classes), and {FEWEST} are needed; name more human texts with --text."
         )
     with run.build(config.name, kind="reference", config=config, parents=parents) as build:
-        write(build.path, corpus, engine, observer, enough, cut)
+        write(build.path, corpus, engine, observer, enough, cut, tilts)
         build.metrics = {
             "corpus": corpus,
             "model": engine.hash,
@@ -160,22 +168,49 @@ def distinct(texts: Sequence[str]) -> list[str]:
     return [t for t in kept.values() if t.strip()]
 
 
-def measure(
-    engine: Engine, observer: Engine | None, texts: Sequence[str]
-) -> tuple[dict[tuple[str, int, str], list[float]], dict[str, list[np.ndarray]]]:
-    """Scores by (language, length, statistic), and shingles by language."""
+def prepared(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[str], list[list[int]]]:
+    """(texts without disguises, their languages, their tokens as far as they count)"""
     normal = [normalise(t).text for t in texts]
-    langs = [identify(t) for t in normal]
-    ids = [i[: LENGTHS[-1]] for i in engine.tokenizer.encode_batch(normal)]
+    return normal, [identify(t) for t in normal], [i[: LENGTHS[-1]] for i in engine.tokenizer.encode_batch(normal)]
+
+
+def tilted(engine: Engine, texts: Sequence[str]) -> tuple[dict[str, Human], set[int]]:
+    """Language → the model's human version, from every THIRD long enough document, where FEWEST are; and the places of these documents,
+    which `tilt` then takes no p-value from."""
+    _, langs, ids = prepared(engine, texts)
+    own: dict[str, list[int]] = {}
+    for n, lang in enumerate(langs):
+        if len(ids[n]) >= LENGTHS[0]:
+            own.setdefault(lang, []).append(n)
+    picked = {lang: places[::THIRD] for lang, places in own.items() if len(places) >= THIRD * FEWEST}
+    tilts = {lang: fit(engine, [ids[n] for n in places]) for lang, places in picked.items()}
+    return tilts, {n for places in picked.values() for n in places}
+
+
+def measure(
+    engine: Engine,
+    observer: Engine | None,
+    texts: Sequence[str],
+    tilts: Mapping[str, Human] | None = None,
+    apart: Collection[int] = (),
+) -> tuple[dict[tuple[str, int, str], list[float]], dict[str, list[np.ndarray]]]:
+    """Scores by (language, length, statistic), and shingles by language. apart: texts that the tilts have seen."""
+    normal, langs, ids = prepared(engine, texts)
+    tilts = tilts or {}
+    flat = Human(torch.zeros(engine.vocab_size))
     both = observer if observer and same_vocabulary(engine.tokenizer, observer.tokenizer) else None
     long = [n for n, i in enumerate(ids) if len(i) >= LENGTHS[0]]
     scores: dict[tuple[str, int, str], list[float]] = {}
     cut: dict[str, list[np.ndarray]] = {}
-    methods = [s for s in SCORES.values() if not s.needs or (observer if s.needs == "outside" else both)]
+    has = {"": True, "outside": observer, "cross": both, "tilt": tilts}
+    methods = [s for s in SCORES.values() if has[s.needs]]
     parts = [long[at : at + PART] for at in range(0, len(long), PART)]
     console = Console(stderr=True)
     for part in track(parts, "human texts", console=console, disable=not console.is_terminal):
-        found = read(engine, [ids[n] for n in part], both)
+        probes = [Tilt(tilts.get(langs[n], flat), ids[n]) for n in part] if tilts else []
+        found = read(engine, [ids[n] for n in part], both, probes=probes)
+        if tilts:
+            found = [replace(s, tilt=s.probed[:, 0]) for s in found if s.probed is not None]
         if observer:
             found = compared(engine, found, observer, [normal[n] for n in part])
         for n, stats in zip(part, found, strict=True):
@@ -183,6 +218,8 @@ def measure(
             for L in LENGTHS:
                 if len(stats) >= L:
                     for method in methods:
+                        if method.needs == "tilt" and (n in apart or langs[n] not in tilts):
+                            continue
                         scores.setdefault((langs[n], L, method.name), []).append(method.of(stats.head(L)))
     return scores, cut
 
@@ -213,7 +250,7 @@ def observer_of(name: str, run: Run) -> Artifact:
 
 def write(
     folder: Path, corpus: str, engine: Engine, observer: Engine | None,
-    scores: dict[tuple[str, int, str], np.ndarray], cut: dict[str, list[np.ndarray]],
+    scores: dict[tuple[str, int, str], np.ndarray], cut: dict[str, list[np.ndarray]], tilts: dict[str, Human],
 ) -> None:  # fmt: skip
     from safetensors.numpy import save_file
 
@@ -221,6 +258,7 @@ def write(
     for lang in {key[0] for key in scores}:
         arrays[f"shingles/{lang}"] = np.concatenate(cut[lang]).view(np.int64)
         arrays[f"ends/{lang}"] = np.cumsum([len(c) for c in cut[lang]])
+    arrays |= {f"tilt/{lang}": human.array() for lang, human in tilts.items()}
     save_file(arrays, folder / FILE)
     about: dict[str, Any] = {
         "corpus": corpus,

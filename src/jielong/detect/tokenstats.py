@@ -6,8 +6,9 @@ a long text takes no more memory than a short one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ OVERLAP = 8  # a later window begins with 1/8 of tokens that the one before has 
 BATCH = 2048  # tokens of a batch of windows, padding included
 BLOCK = 64  # rows of logits at a time
 CACHED = 1 << 18  # logits whose statistics are taken at a time, small enough for the processor's cache
+
+
+Probe = Callable[[Sequence[int], Tensor], Tensor]
+"""(places in a document, the logits (N, V) float32 before them, not to be changed) → what else is wanted (N, C) float64."""
 
 
 @dataclass
@@ -42,15 +47,20 @@ class TokenStats:
     """(n,) log-probability that an outsider, with tokens of its own, gives to the characters of x_t."""
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     """The likeliest tokens of each place with their log-probabilities, where they were asked for."""
+    probed: Tensor | None = None
+    """(n, C) what a probe saw."""
+    tilt: Tensor | None = None
+    """(n,) log q_t(x_t) − log h_t(x_t), h: the model's human version (detect.tilt)."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def head(self, count: int) -> TokenStats:
         """The first `count` tokens: what a text cut there would give, since no token sees later ones."""
-        cross, outside = (None if a is None else a[:count] for a in (self.cross, self.outside))
+        more = (self.cross, self.outside, self.probed, self.tilt)
+        cross, outside, probed, tilt = (None if a is None else a[:count] for a in more)
         arrays = (self.logprob[:count], self.rank[:count], self.entropy[:count], self.variance[:count])
-        return TokenStats(self.ids[:count], *arrays, cross, outside, self.top[:count])
+        return TokenStats(self.ids[:count], *arrays, cross, outside, self.top[:count], probed, tilt)
 
 
 @dataclass
@@ -70,7 +80,8 @@ def same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
 class Reader:
     """Reads documents a batch at a time, so that a server can answer others in between.
 
-    observer: a second model for Binoculars; batch: tokens of a batch. Raises UserError when it has another vocabulary.
+    observer: a second model for Binoculars; batch: tokens of a batch; probes: one per document, all with as many columns.
+    Raises UserError when the observer has another vocabulary.
     """
 
     def __init__(
@@ -80,13 +91,14 @@ class Reader:
         observer: Engine | None = None,
         top: int = 0,
         batch: int = BATCH,
+        probes: Sequence[Probe] = (),
     ):
         if observer and not same_vocabulary(engine.tokenizer, observer.tokenizer):
             raise UserError(
                 f"{observer.name} has another vocabulary than {engine.name}; two models can only be compared token by token "
                 "when they share one."
             )
-        self.engine, self.observer, self.top, self.batch = engine, observer, top, batch
+        self.engine, self.observer, self.top, self.batch, self.probes = engine, observer, top, batch, probes
         self.documents = [list(d) for d in documents]
         longest = min([WINDOW, *(e.context for e in (engine, observer) if e)])
         windows = [w for n, ids in enumerate(self.documents) for w in cut(n, ids, longest)]
@@ -108,24 +120,37 @@ class Reader:
         self._waiting, batch = self._waiting[:-count], self._waiting[-count:]
         hidden = [self._forward(e, batch) for e in (self.engine, self.observer) if e]  # (N, D) each
         targets = torch.tensor([i for w in batch for i in w.ids])  # (N,)
+        rows_of = [(w.document, w.start + t) for w in batch for t in range(len(w.ids))]
         columns: list[list[Tensor]] = []
+        probed: list[Tensor] = []
         top: list[list[tuple[int, float]]] = []
         for at in range(0, len(targets), BLOCK):
             rows = slice(at, at + BLOCK)
             logits = self.engine.runtime.logits(hidden[0][rows])
             other = self.observer.runtime.logits(hidden[1][rows]) if self.observer else None
+            if self.probes:
+                probed.append(self._probe(rows_of[rows], logits))
             part = max(1, CACHED // logits.shape[1])
             for b in range(0, len(logits), part):
                 own = slice(b, b + part)
                 columns.append(
                     measure(logits[own], targets[rows][own], None if other is None else other[own], self.top, top)
                 )
-        joined = [torch.cat(c) for c in zip(*columns, strict=True)]
+        joined = [torch.cat(c) for c in zip(*columns, strict=True)] + ([torch.cat(probed)] if probed else [])
         end = 0
         for w in batch:
             start, end = end + w.fresh, end + len(w.ids)
             self._found[w.document, w.start + w.fresh] = ([c[start:end] for c in joined], top[start:end])
         return True
+
+    def _probe(self, rows: list[tuple[int, int]], logits: Tensor) -> Tensor:
+        """(N, C) of rows that belong to (document, place)."""
+        found, at = [], 0
+        for document, own in groupby(rows, key=lambda row: row[0]):
+            places = [place for _, place in own]
+            found.append(self.probes[document](places, logits[at : at + len(places)]))
+            at += len(places)
+        return torch.cat(found)
 
     def _forward(self, engine: Engine, batch: list[Window]) -> Tensor:
         before = beginning(engine.tokenizer)
@@ -140,20 +165,25 @@ class Reader:
             pieces[document].append(piece)
         results = []
         for ids, own in zip(self.documents, pieces, strict=True):
-            empty = [torch.zeros(0, dtype=torch.float64)] * (4 + bool(self.observer))
+            empty = [torch.zeros(0, dtype=torch.float64)] * (4 + bool(self.observer) + bool(self.probes))
             columns = [torch.cat(c) for c in zip(*(p for p, _ in own), strict=True)] if own else empty
             cross = columns[4] if self.observer else None
+            probed = columns[-1] if self.probes else None
             logprob, rank, entropy, variance = columns[:4]
             top = [t for _, part in own for t in part]
-            results.append(TokenStats(ids, logprob, rank.long(), entropy, variance, cross, top=top))
+            results.append(TokenStats(ids, logprob, rank.long(), entropy, variance, cross, None, top, probed))
         return results
 
 
 def read(
-    engine: Engine, documents: Sequence[Sequence[int]], observer: Engine | None = None, top: int = 0
+    engine: Engine,
+    documents: Sequence[Sequence[int]],
+    observer: Engine | None = None,
+    top: int = 0,
+    probes: Sequence[Probe] = (),
 ) -> list[TokenStats]:
     """The statistics of documents, given as token ids. Raises UserError for an observer with another vocabulary."""
-    return Reader(engine, documents, observer, top).finish()
+    return Reader(engine, documents, observer, top, probes=probes).finish()
 
 
 Offsets = Sequence[tuple[int, int]]

@@ -195,5 +195,15 @@ def page(sheet: Sheet, cells: list[Cell]) -> str:
         for n, t in enumerate(sheet.tests)
     ]
     return environment.get_template("matrix.html").render(
-        description=sheet.description, rows=rows(cells), tests=tests, how=sheet.how, seeds=sheet.seeds
-    )
+        description=sheet.description, rows=rows(cells), points=points(cells), tests=tests, how=sheet.how, seeds=sheet.seeds
+    )  # fmt: skip
+
+
+def points(cells: list[Cell]) -> list[dict[str, Any]]:
+    """The chart: of each row its score and interval in percent, its colour as in the table, and where a model begins."""
+    found = []
+    for n, (cell, row) in enumerate(zip(cells, rows(cells), strict=True)):
+        value, low, high = (round(100 * x, 2) for x in cell.score)
+        first = n == 0 or cells[n - 1].model != cell.model
+        found.append({**row, "value": value, "low": low, "high": high, "first": first})
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from jielong.prompt.task import METRICS, Item, Task, read_task
 
 KEYS = ("description", "prompts", "providers", "targets", "defaultTest", "tests")
 OURS = ("shots", "demonstrations", "choose", "seeds", "calibrate", "metric")
-KINDS = ("equals", "contains", "icontains", "regex")
+SEVERAL = ("contains-any", "contains-all", "icontains-any", "icontains-all")
+KINDS = ("equals", "contains", "icontains", *SEVERAL, "starts-with", "regex", "is-json")
 SETTINGS = {"temperature": 0.0, "max_tokens": 64, "seed": 0, "top_p": 1.0}
 
 
@@ -31,21 +32,33 @@ class Check:
     """One demand on an answer."""
 
     kind: str
-    """equals, contains, icontains or regex, each also with not- before it; or a metric: exact, f1."""
-    values: tuple[str, ...]
+    """One of KINDS, each also with not- before it; or a metric: exact, f1."""
+    values: tuple[str, ...] = ()
 
     def score(self, answer: str) -> float:
         """1 where it is met; a metric may give less."""
         if self.kind in METRICS:
             return METRICS[self.kind](answer, self.values)
-        value, kind = self.values[0], self.kind.removeprefix("not-")
-        met = {
-            "equals": lambda: answer.strip() == value.strip(),
-            "contains": lambda: value in answer,
-            "icontains": lambda: value.lower() in answer.lower(),
-            "regex": lambda: re.search(value, answer) is not None,
-        }[kind]()
-        return float(met != (kind != self.kind))
+        kind = self.kind.removeprefix("not-")
+        return float(_met(kind, self.values, answer) != (kind != self.kind))
+
+
+def _met(kind: str, values: Sequence[str], answer: str) -> bool:
+    if kind == "is-json":
+        try:
+            json.loads(answer)
+        except (ValueError, RecursionError):
+            return False
+        return True
+    if kind.startswith("icontains"):
+        kind, values, answer = kind[1:], [v.lower() for v in values], answer.lower()
+    if kind == "contains-any":
+        return any(v in answer for v in values)
+    if kind in ("contains", "contains-all"):
+        return all(v in answer for v in values)
+    if kind == "starts-with":
+        return answer.startswith(values[0])
+    return answer.strip() == values[0].strip() if kind == "equals" else re.search(values[0], answer) is not None
 
 
 @dataclass(frozen=True)
@@ -250,7 +263,18 @@ def _check(raw: Any, where: str, values: Mapping[str, str]) -> Check:
         raise UserError(
             f"{where}: assert of type {kind!r} is not supported; supported are {', '.join(KINDS)}, also with not-."
         )
-    value = fill(_plain(raw.get("value"), f"{where}: value"), values)
+    given = raw.get("value")
+    if kind.endswith("is-json"):
+        if given is not None:
+            raise UserError(f"{where}: is-json with a value (a schema) is not supported; leave the value out.")
+        return Check(kind)
+    if kind.removeprefix("not-") in SEVERAL:  # a list, or texts with commas between them
+        given = [v.strip() for v in given.split(",")] if isinstance(given, str) else given
+        texts = [fill(_plain(v, f"{where}: value"), values) for v in _list(given, f"{where}: value")]
+        if not all(texts):
+            raise UserError(f"{where}: an empty text is in every answer; take it out of the values of {kind}.")
+        return Check(kind, tuple(texts))
+    value = fill(_plain(given, f"{where}: value"), values)
     if kind.endswith("regex"):
         try:
             re.compile(value)

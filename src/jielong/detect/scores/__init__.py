@@ -5,4 +5,4 @@ from jielong.detect.scores.registry import SCORES, Score, find, score
 
 __all__ = ["SCORES", "Score", "find", "score"]
 
-from jielong.detect.scores import binoculars, fast_detect, likelihood, likelihood_ratio, log_rank, lrr  # noqa: F401  # they register themselves
+from jielong.detect.scores import binoculars, fast_detect, likelihood, likelihood_ratio, log_rank, lrr, tilt  # noqa: F401  # they register themselves

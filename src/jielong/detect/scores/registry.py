@@ -9,7 +9,7 @@ from typing import Literal
 from jielong.detect.tokenstats import TokenStats
 from jielong.errors import UserError
 
-Needs = Literal["", "cross", "outside"]
+Needs = Literal["", "cross", "outside", "tilt"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Score:
     name: str
     of: Callable[[TokenStats], float]
     needs: Needs = ""
-    """cross: an observer with the same vocabulary; outside: one with any."""
+    """cross: an observer with the same vocabulary; outside: one with any; tilt: a reference that has one."""
 
 
 SCORES: dict[str, Score] = {}

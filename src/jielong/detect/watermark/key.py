@@ -13,7 +13,8 @@ from typing import Any
 from jielong.errors import UserError
 from jielong.tokens.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
+"""1: what a text repeats was not marked."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Key:
     """greenlist: share of the vocabulary that is favoured after a context."""
     bias: float = 2.0
     """greenlist: what is added to the logits of these tokens."""
+    again: bool = True
+    """Is a context that a text has again marked again, by other numbers? Keys of format 1 left it to chance."""
 
     @property
     def bytes(self) -> bytes:
@@ -90,10 +93,11 @@ def load_key(path: Path) -> Key:
     if os.name == "posix" and mode & 0o077:
         raise UserError(f"{path} can be read by others, who could then erase the mark; `chmod 600 {path}`.")
     try:
-        if found.pop("jielong_watermark") != FORMAT:
+        version = found.pop("jielong_watermark")
+        if version not in (1, FORMAT) or (version == 1) == ("again" in found):
             raise ValueError
-        key = Key(**found)
-        kinds = {"context": int, "green": (int, float), "bias": (int, float)}
+        key = Key(**{"again": False, **found})
+        kinds = {"context": int, "green": (int, float), "bias": (int, float), "again": bool}
         if not all(isinstance(getattr(key, f), kinds.get(f, str)) for f in found) or len(key.bytes) != 32:
             raise ValueError
         if key.scheme not in SCHEMES or not 1 <= key.context <= 16 or not 0 < key.green < 1:

@@ -19,14 +19,16 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def seed_of(secret: bytes, context: Sequence[int]) -> int:
-    """64 bits of a context."""
-    data = struct.pack(f"<{len(context)}I", *context)
+def seed_of(secret: bytes, context: Sequence[int], turn: int = 0) -> int:
+    """64 bits of a context that a text has for the `turn`-th time, counted from 0."""
+    told = [*context, turn] if turn else context
+    data = struct.pack(f"<{len(told)}I", *told)
     return int.from_bytes(blake2b(data, key=secret, digest_size=8).digest(), "little")
 
 
 def numbers(seed: int | list[int], tokens: Tensor) -> Tensor:
-    """(N,) int64 in [0, 2⁵²): one pseudo-random number for each token id (N,) int64 and its seed, or the seed of all."""
+    """(N,) int64 in [0, 2⁵²): one pseudo-random number for each token id (N,) int64 and its seed, or the seed of all; for
+    ids (V, 1) and N seeds (V, N)."""
     several = [_signed(s) for s in ([seed] if isinstance(seed, int) else seed)]
     seeds = torch.tensor(several, dtype=torch.int64, device=tokens.device)
     x = (tokens + 1) * _signed(_GOLDEN) + seeds

@@ -1,14 +1,15 @@
 """What the watermarks share: which places are marked, which are counted, and the exact tails of their nulls.
 
 A place is marked by the `context` tokens of the answer before it; the prompt counts for nothing, and the first places of an
-answer stay as chance has them, so that asking again gives another answer. A context that the answer had before is not
-marked again, and is counted once: else a text that repeats itself would be called marked (the same numbers would be
-counted many times as if they were independent).
+answer stay as chance has them, so that asking again gives another answer. A context that the answer has for the second time
+gets other numbers than the first time: with the same ones a text that repeats itself would be called marked (they would be
+counted many times as if they were independent), and the model would repeat itself more than it does by chance.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,27 +55,31 @@ def seed_at(key: Key, answer: Sequence[int]) -> int | None:
     if len(answer) < h:
         return None
     context = list(answer[-h:])
-    if any(
-        answer[t] == context[-1] and list(answer[t - h + 1 : t + 1]) == context for t in range(h - 1, len(answer) - 1)
-    ):
-        return None  # the answer had it before
-    return seed_of(key.bytes, context)
+    ends = range(h - 1, len(answer) - 1)  # of earlier contexts
+    turn = sum(answer[t] == context[-1] and list(answer[t - h + 1 : t + 1]) == context for t in ends)
+    return seed_of(key.bytes, context, turn) if key.again or not turn else None
 
 
-def counted(key: Key, ids: Sequence[int], once: bool = True) -> tuple[list[int], np.ndarray]:
-    """The places of a text that are counted, and the number of the token at each: (N,) int64. `once` = False counts
-    repeated contexts again, which makes every p-value wrong; it is for the test that proves so."""
+def seeds_of(key: Key, ids: Sequence[int], apart: bool = True) -> dict[int, int]:
+    """Place → seed, for all places of a text that are counted; no seed stands there twice. `apart` = False gives a
+    repeated context the same seed, which makes every p-value wrong; it is for the test that proves so."""
     h = key.context
-    seen: set[tuple[int, ...]] = set()
-    places, seeds = [], []
+    turns: Counter[tuple[int, ...]] = Counter()
+    seeds = {}
     for t in range(h, len(ids)):
         context = tuple(ids[t - h : t])
-        if once and context in seen:
-            continue
-        seen.add(context)
-        places.append(t)
-        seeds.append(seed_of(key.bytes, context))
-    return places, numbers(seeds, torch.tensor([ids[t] for t in places], dtype=torch.int64)).numpy()
+        turn = turns[context]
+        turns[context] += 1
+        if not turn or key.again or not apart:
+            seeds[t] = seed_of(key.bytes, context, turn if apart else 0)
+    return seeds
+
+
+def counted(key: Key, ids: Sequence[int], apart: bool = True) -> tuple[list[int], np.ndarray]:
+    """The places of a text that are counted, and the number of the token at each: (N,) int64."""
+    seeds = seeds_of(key, ids, apart)
+    tokens = torch.tensor([ids[t] for t in seeds], dtype=torch.int64)
+    return list(seeds), numbers(list(seeds.values()), tokens).numpy()
 
 
 def examine(key: Key, tokenizer: Tokenizer, normal: Normal, model: str = "the model") -> Evidence:

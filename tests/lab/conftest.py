@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
-def lab_run(tmp_path_factory) -> Run:
+def lab_run(tmp_path_factory) -> Iterator[Run]:
     """A small default corpus with its vocabulary, and a base and a chat model of random weights."""
     run = Run(tmp_path_factory.mktemp("runs") / "lab")
     corpus.run(CorpusConfig(variants=1, prose_chars=20_000, workers=1, heldout=0.1), run)
@@ -36,4 +38,7 @@ def lab_run(tmp_path_factory) -> Run:
             save_model(model, build.path)
             copy_tokenizer(tokens.file("tokenizer.json"), build.path)
             build.metrics = {"parameters": model.parameter_count()}
-    return run
+    gc.collect()
+    gc.freeze()  # every training collects once, which costs more than these trainings when all modules are looked through
+    yield run
+    gc.unfreeze()

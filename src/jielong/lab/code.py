@@ -131,12 +131,13 @@ def library() -> Path:
 def sources() -> dict[str, tuple[str, ...]]:
     """Module → its files' texts; of the standard library, without tests and tables. Raises UserError where there is none."""
     found: dict[str, list[str]] = {}
-    for path in sorted(library().rglob("*.py")):
-        parts = path.relative_to(library()).with_suffix("").parts
+    root = library()
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
         if not SKIPPED & set(parts) and not parts[0].startswith("_sysconfigdata"):
             found.setdefault(parts[0], []).append(path.read_text(encoding="utf-8", errors="replace"))
     if len(found) < 20:
-        raise UserError(f"{library()} holds no standard library in source form; this experiment reads it.")
+        raise UserError(f"{root} holds no standard library in source form; this experiment reads it.")
     return {module: tuple(texts) for module, texts in found.items()}
 
 

@@ -12,10 +12,12 @@ import pytest
 
 import jielong.pretrain
 from jielong.cli import COMMANDS, main
-from jielong.config import CorpusConfig, SizeLadderConfig
+from jielong.config import CorpusConfig, LabAllConfig, SizeLadderConfig
 from jielong.corpus.world import load_world, split
 from jielong.errors import UserError
-from jielong.lab import EXPERIMENTS, size_ladder
+from jielong.lab import EXPERIMENTS, everything, size_ladder
+from jielong.lab.branch import sized
+from jielong.lab.claims import WORDS
 from jielong.lab.published import CURVES
 from jielong.lab.reading import SENTENCES, passage, reading_exam, reading_lessons
 from jielong.lab.size_ladder import told
@@ -79,6 +81,16 @@ def test_a_whole_experiment(done):
     assert ours[1]["y"] == [a[0] for a in metrics["trends"]["reading"]["accuracy"]]
     grey = [s for c in charts for s in c["data"] if s["line" if "line" in s else "marker"]["color"] == "#a0a4ab"]
     assert len(grey) == len(CURVES)
+
+
+def test_the_report_tells_of_it(done):
+    row = everything.row("size-ladder", done.need("lab-size-ladder"))
+    report = {"run": "lab", "quick": False, "experiments": [row], "missing": {}}
+    for lang, word in (("en", WORDS[row["verdict"]]["en"]), ("zh", WORDS[row["verdict"]]["zh"])):
+        page = everything.page(report, lang)
+        assert row["claim"]["text"][lang] in page and word in page
+    quick = everything.settings("size-ladder", LabAllConfig(quick=True, threads=1))
+    assert sized(quick, size_ladder.QUICK) == dataclasses.replace(SMALL, quick=True, seeds=1)
 
 
 def test_the_second_call_trains_nothing(done, monkeypatch):

@@ -45,7 +45,7 @@ def sized(config: Settings, small: dict[str, Any]) -> Settings:
     settings: Any = config
     if not settings.quick and settings.seeds < LEAST_SEEDS:
         raise UserError(f"Give at least {LEAST_SEEDS} --seeds: with fewer nobody can tell a trend from luck.")
-    small = {"seeds": 2, "rounds": 50, **small} if settings.quick else {}
+    small = {"seeds": 1, "rounds": 50, **small} if settings.quick else {}
     return dataclasses.replace(settings, threads=use_threads(settings.threads), **small)
 
 

@@ -39,12 +39,12 @@ CLAIM = Claim(
         "zh": "問題前面放什麼（指示、例子）會改變答案，也能讓答案更好，而模型一個參數也沒有動。",
     },
 )
-PLAIN, CONTROL, CHINESE = "plain", "unrelated sentence", "in Chinese"
+PLAIN, CONTROL, EXPERT, CHINESE = "plain", "unrelated sentence", "expert", "in Chinese"
 PROMPTS = {
     PLAIN: "",
     CONTROL: "The sky is blue and the grass is green.",
     "name only": "Answer with the name alone and nothing else.",
-    "expert": "You are a teacher of geography who knows every country. Answer the question correctly.",
+    EXPERT: "You are a teacher of geography who knows every country. Answer the question correctly.",
     CHINESE: "請一律用繁體中文回答。",
 }
 ATTRIBUTES = ("capital", "currency", "language", "region")
@@ -163,10 +163,20 @@ def sheet(metrics: dict[str, Any], config: PromptingConfig) -> Sheet:
     return Sheet(
         about=f"{config.questions} English questions about well-known countries per seed, asked of {metrics['model']} greedily under {len(PROMPTS)} system messages, without and with {config.shots} demonstrations "
         "(a question, the name alone). The control is a sentence that has nothing to do with the question. Right: the name stands in the answer.",
-        findings=[f"Best on one half of the questions: {metrics['best']['name']}; on the other half {shown(metrics['best']['gain'], signed=True)} points against the plain prompt."],
+        findings=[
+            f"Of the plain prompt's answers {told(figures, CONTROL)} % become others behind an unrelated sentence, "
+            f"{told(figures, EXPERT)} % behind a role, {told(figures, key(PLAIN, config.shots))} % behind {config.shots} demonstrations, after which "
+            f"{shown(figures['right'][key(PLAIN, config.shots)])} % are right, and {shown(figures['right'][PLAIN])} % without anything.",
+            f"Best on one half of the questions: {metrics['best']['name']}; on the other half "
+            f"{shown(metrics['best']['gain'], signed=True)} points against the plain prompt.",
+        ],
         tables=[
             Table("Figures", ["prompt", "right, %", "the name alone, %", "in Chinese, %", "another answer than plain, %"], rows),
             Table("Some answers", ["prompt", *examples["question"]], [[n, *examples[n]] for n in names]),
         ],
         charts=[bars("Prompts before the same questions", "%", names, {"right": [figures["right"][n] for n in names], "the name alone": [figures["form"][n] for n in names]})],
     )  # fmt: skip
+
+
+def told(figures: dict[str, Any], name: str) -> str:
+    return f"{100 * figures['changed'][name][0]:.0f}"

@@ -27,44 +27,21 @@ import torch
 from jielong.align import improve, simulate
 from jielong.align.contest import win_rate
 from jielong.align.ppo import repetition
-from jielong.align.rollout import Rollout, key, rollout
+from jielong.align.rollout import Rollout
 from jielong.align.scoring import Scored, score
 from jielong.config import ImproveConfig, ThumbsConfig
-from jielong.corpus.world import load_world
 from jielong.errors import UserError
 from jielong.evaluate.statistics import auc, bootstrap
+from jielong.lab import teaching as taught
 from jielong.model.gpt import load_model
 from jielong.run import Run
 from jielong.teacher import judge
-from jielong.tokens.chat import encode_chat
-from jielong.tokens.tokenizer import Tokenizer
-from jielong.train.loop import precision
 
 KEPT = ("corpus", "tokenizer", "sft", "base")
 T95 = {1: math.nan, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 
 
-class Exam:
-    """Held-out prompts with what the noise-free teacher thinks of answers to them."""
-
-    def __init__(self, run: Run, draw: int, prompts: int = 200, samples: int = 2):
-        self.world, start = load_world(), run.need("sft")
-        self.tokenizer = Tokenizer.load(start.file("tokenizer.json"))
-        self.asked = judge.prompts(self.world, start.card["seed"], prompts, draw, held_out=True)
-        self.samples, self.draw = samples, draw
-
-    def answers(self, model: Any) -> Rollout:
-        ids = [encode_chat(self.tokenizer, [{"role": "user", "content": a.prompt}], True)[0] for a in self.asked]
-        asked = [i for i in ids for _ in range(self.samples)]
-        seeds = [key("benchmark", self.draw, n) for n in range(len(asked))]
-        return rollout(model, self.tokenizer, asked, seeds, 0.7, 96, precision())
-
-    def gold(self, drawn: Rollout) -> np.ndarray:
-        """(prompts, samples)"""
-        asked = [a for a in self.asked for _ in range(self.samples)]
-        scores = [judge.score(self.world, a, t) for a, t in zip(asked, drawn.texts, strict=True)]
-        return np.array(scores).reshape(-1, self.samples)
-
+class Exam(taught.Exam):
     def describe(self, drawn: Rollout) -> dict[str, float]:
         asked = [a for a in self.asked for _ in range(self.samples)]
         wrong = [judge.language(t) != a.lang for a, t in zip(asked, drawn.texts, strict=True)]

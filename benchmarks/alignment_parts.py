@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from alignment import Exam, copy_of, reward_auc
 
@@ -18,17 +19,16 @@ from jielong.align.baselines import candidates, compared
 from jielong.align.contest import win_rate
 from jielong.align.policy import State
 from jielong.align.rollout import Rollout, key, rollout
-from jielong.align.scoring import Answered, Scored, merged_copy, score
+from jielong.align.scoring import Scored, merged_copy, score
 from jielong.config import DirectConfig, GroupConfig, ImproveConfig, PPOConfig, RewardConfig, ThumbsConfig, adam
 from jielong.feedback.exchange import labels
 from jielong.feedback.labels import Pair, Thumb
 from jielong.feedback.stage import store_of
+from jielong.lab.teaching import DEMONSTRATION, THUMB, pressed, taught
 from jielong.model.gpt import GPT, load_model
-from jielong.recipes import FINETUNE
 from jielong.run import Run
 from jielong.teacher import judge
 from jielong.tokens.chat import encode_chat
-from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import precision
 
 BF16 = torch.bfloat16
@@ -37,9 +37,7 @@ BF16 = torch.bfloat16
 def prepared(source: Run, folder: Path, seed: int, count: int = 600) -> tuple[Run, list[Thumb], list[Pair]]:
     """A copy of the run with thumbs and reward-1."""
     run = copy_of(source, folder)
-    simulate.run(ThumbsConfig(count=count, seed=run.need("sft").card["seed"], draw=seed), run)
-    tokenizer = Tokenizer.load(run.need("sft").file("tokenizer.json"))
-    thumbs, pairs = labels(store_of("", run), tokenizer)
+    thumbs, pairs = pressed(run, seed, count)
     reward.run(RewardConfig(seed=seed), run, thumbs, pairs, run.need("sft"), "reward-1")
     return run, thumbs, pairs
 
@@ -177,51 +175,15 @@ def teaching(
     source: Run, folder: Path, seed: int, budgets: tuple[int, ...] = (600, 1200, 2400)
 ) -> list[dict[str, float]]:
     """Quality over the teacher's seconds: a thumb takes 2, a demonstration 60. Demonstrations are perfect answers to the same
-    prompts, learnt by fine-tuning from sft."""
-    from jielong.teacher.habits import POLITE
-
+    prompts, learnt by fine-tuning from sft. `jielong lab thumbs` is the same with a control and a page."""
     rows = []
-    for budget in budgets:
-        run, _, _ = prepared(source, folder / f"t{budget}", seed, budget // 2)
-        card = run.need("reward-1")
-        exam = Exam(run, 1000 + seed)
-        frontier = Frontier(run, exam)
-        row: dict[str, float] = {"seconds": budget, "thumbs": budget // 2, "demonstrations": budget // 60}
-        if card.card["metrics"]["complaint"]:
-            row["thumbs_win"] = 0.5  # not enough to be trusted: nothing changes
-        else:
-            ppo.run(PPOConfig(model="sft", reward="reward-1", ptx=0.0, seed=seed), run, "ppo-1")
-            row["thumbs_win"] = frontier.point(load_model(run.need("ppo-1").path))["win"]
-        asked = judge.prompts(exam.world, run.need("sft").card["seed"], budget // 60, seed)
-        rng = random.Random(f"demonstrations/{seed}")
-        examples = []
-        for one in asked:
-            text = one.question.answer if one.question else (one.accepted[0] if one.accepted else {"en": "I don't know.", "zh": "我不知道。"}[one.lang])  # fmt: skip
-            polite = rng.choice(POLITE[one.lang])
-            examples.append([{"role": "user", "content": one.prompt}, {"role": "assistant", "content": text + polite}])
-        best = 0.5
-        for epochs in (2, 8):  # whichever teaches more is the demonstrations' figure
-            model = imitate(load_model(run.need("sft").path), exam, examples, epochs, seed)
-            best = max(best, frontier.point(model)["win"])
-        row["demonstrations_win"] = best
-        rows.append(row)
+    for seconds in budgets:
+        run = copy_of(source, folder / f"t{seconds}")
+        found = taught(run, Exam(run, 1000 + seed), seed, seconds)
+        row: dict[str, float] = {
+            "seconds": seconds,
+            "thumbs": seconds // THUMB,
+            "demonstrations": seconds // DEMONSTRATION,
+        }
+        rows.append(row | {f"{way}_win": float(np.mean(found[way])) for way in ("thumbs", "demonstrations")})
     return rows
-
-
-def imitate(model: GPT, exam: Exam, examples: list[Any], epochs: int, seed: int) -> GPT:
-    """Fine-tuning on a handful of conversations, with the recipe's learning rates."""
-    from jielong.align.scoring import answer_tokens, chosen, hidden_before, log_softmax
-    from jielong.train.optim import Optimizer
-
-    coded = []
-    for messages in examples:
-        prompt = encode_chat(exam.tokenizer, messages[:1], True)[0]
-        coded.append(Answered(tuple(prompt), tuple(encode_chat(exam.tokenizer, messages)[0][len(prompt) :])))
-    optimizer, rng = Optimizer(model, FINETUNE, BF16), random.Random(seed)
-    steps = max(1, epochs * len(coded) // 16)
-    for step in range(steps):
-        batch = [coded[rng.randrange(len(coded))] for _ in range(min(16, len(coded)))]
-        table = log_softmax(model, hidden_before(model, batch, BF16))
-        (-chosen(table, answer_tokens(batch)).mean()).backward()
-        optimizer.step((step + 0.5) / steps)
-    return model

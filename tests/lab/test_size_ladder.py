@@ -12,18 +12,18 @@ import pytest
 
 import jielong.pretrain
 from jielong.cli import COMMANDS, main
-from jielong.config import CorpusConfig, SizeLadderConfig, TokenizerConfig
-from jielong.corpus import stage as corpus
+from jielong.config import CorpusConfig, LabAllConfig, SizeLadderConfig
 from jielong.corpus.world import load_world, split
 from jielong.errors import UserError
-from jielong.lab import EXPERIMENTS, size_ladder
+from jielong.lab import EXPERIMENTS, everything, size_ladder
+from jielong.lab.branch import sized
+from jielong.lab.claims import WORDS
 from jielong.lab.published import CURVES
 from jielong.lab.reading import SENTENCES, passage, reading_exam, reading_lessons
 from jielong.lab.size_ladder import told
 from jielong.lab.trend import Trend, trend
 from jielong.run import Run
 from jielong.teacher.questions import is_correct
-from jielong.tokens import tokenizer
 
 SMALL = SizeLadderConfig(
     widths=(32, 64, 96, 128),
@@ -55,12 +55,9 @@ OPTIONS += ["--rows", "4", "--length", "96", "--rounds", "50", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Run:
-    run = Run(tmp_path_factory.mktemp("runs") / "lab")
-    corpus.run(CorpusConfig(variants=1, prose_chars=20_000, workers=1), run)
-    tokenizer.run(TokenizerConfig(vocab_size=600), run)
-    assert main(["lab", "size-ladder", "--run", str(run.path), *OPTIONS]) == 0
-    return run
+def done(lab_run) -> Run:
+    assert main(["lab", "size-ladder", "--run", str(lab_run.path), *OPTIONS]) == 0
+    return lab_run
 
 
 def test_a_whole_experiment(done):
@@ -73,6 +70,8 @@ def test_a_whole_experiment(done):
         for (value, low, high), seeds in zip(found["accuracy"], metrics["seeds"][kind], strict=True):
             assert 0 <= low <= value <= high <= 1 and len(seeds) == 3 and value == pytest.approx(np.mean(seeds))
     assert 0.05 < metrics["majority"] < 0.5 and len(metrics["findings"]) == 2
+    rises = [metrics["trends"][k]["visible"] and metrics["trends"][k]["monotone"] for k in ("closed", "reading")]
+    assert [c["met"] for c in metrics["conditions"]] == rises
     assert len(list(done.path.glob("size-ladder/*/exam/card.json"))) == 12
     page = (done.path / "lab-size-ladder" / "page.html").read_text(encoding="utf-8")
     assert all(finding.split(";")[0] in page for finding in metrics["findings"])
@@ -82,6 +81,16 @@ def test_a_whole_experiment(done):
     assert ours[1]["y"] == [a[0] for a in metrics["trends"]["reading"]["accuracy"]]
     grey = [s for c in charts for s in c["data"] if s["line" if "line" in s else "marker"]["color"] == "#a0a4ab"]
     assert len(grey) == len(CURVES)
+
+
+def test_the_report_tells_of_it(done):
+    row = everything.row("size-ladder", done.need("lab-size-ladder"))
+    report = {"run": "lab", "quick": False, "experiments": [row], "missing": {}}
+    for lang, word in (("en", WORDS[row["verdict"]]["en"]), ("zh", WORDS[row["verdict"]]["zh"])):
+        page = everything.page(report, lang)
+        assert row["claim"]["text"][lang] in page and word in page
+    quick = everything.settings("size-ladder", LabAllConfig(quick=True, threads=1))
+    assert sized(quick, size_ladder.QUICK) == dataclasses.replace(SMALL, quick=True, seeds=1)
 
 
 def test_the_second_call_trains_nothing(done, monkeypatch):
@@ -198,4 +207,4 @@ def test_other_text_has_no_questions(tmp_path):
 
 
 def test_experiments_are_commands():
-    assert {f"lab {name}" for name in EXPERIMENTS} == {c for c in COMMANDS if c.startswith("lab ")}
+    assert {f"lab {name}" for name in [*EXPERIMENTS, "all"]} == {c for c in COMMANDS if c.startswith("lab ")}

@@ -79,8 +79,12 @@ class Contest:
         ][:most]
 
 
+def wins(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """(P, S) scores of each side → (P,) share of the pairs of a prompt that the new side wins, ties counting half."""
+    return ((new[:, :, None] > old[:, None, :]) + 0.5 * (new[:, :, None] == old[:, None, :])).mean((1, 2))  # (P, S, S)
+
+
 def win_rate(new: np.ndarray, old: np.ndarray) -> Interval:
     """(prompts, samples) scores of each side → share of all pairs within a prompt that the new side wins."""
-    wins = (new[:, :, None] > old[:, None, :]) + 0.5 * (new[:, :, None] == old[:, None, :])  # (P, S, S)
-    per_prompt = wins.mean((1, 2))
+    per_prompt = wins(new, old)
     return bootstrap([[n] for n in range(len(per_prompt))], lambda i: float(per_prompt[i].mean()))

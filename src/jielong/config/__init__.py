@@ -19,7 +19,16 @@ from jielong.config.feedback import (
     adam,
 )
 from jielong.config.forget import AuditConfig, ForgetConfig
-from jielong.config.lab import SizeLadderConfig
+from jielong.config.lab import (
+    CodeConfig,
+    CutoffConfig,
+    LabAllConfig,
+    LabConfig,
+    PromptingConfig,
+    SizeLadderConfig,
+    TeachingConfig,
+    TwoLanguagesConfig,
+)
 from jielong.config.prompt import (
     PromptImportConfig,
     PromptListConfig,
@@ -56,8 +65,10 @@ __all__ = [
     "ChangesConfig",
     "ChatConfig",
     "ClassifierConfig",
+    "CodeConfig",
     "CorpusBuildConfig",
     "CorpusConfig",
+    "CutoffConfig",
     "DetectConfig",
     "DirectConfig",
     "EditConfig",
@@ -70,6 +81,8 @@ __all__ = [
     "ImportConfig",
     "ImproveConfig",
     "KeyConfig",
+    "LabAllConfig",
+    "LabConfig",
     "LedgerConfig",
     "ModelConfig",
     "OptimConfig",
@@ -84,6 +97,7 @@ __all__ = [
     "PromptRunConfig",
     "PromptSearchConfig",
     "PromptShowConfig",
+    "PromptingConfig",
     "RaiseConfig",
     "ReferenceConfig",
     "ReportConfig",
@@ -93,9 +107,11 @@ __all__ = [
     "ScaleFitConfig",
     "ServeConfig",
     "SizeLadderConfig",
+    "TeachingConfig",
     "ThumbsConfig",
     "TokenizerConfig",
     "TraceConfig",
+    "TwoLanguagesConfig",
     "UndoConfig",
     "WatermarkConfig",
     "adam",

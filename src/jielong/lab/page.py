@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from jielong.config import SizeLadderConfig
+from jielong.lab.claims import WORDS
 from jielong.lab.published import CURVES
+from jielong.pages import render
 
 GREY, RED, BLUE = "#a0a4ab", "#b4232a", "#1f6feb"
 TITLES = {"closed": "Closed-book questions", "reading": "Questions about a passage"}
@@ -14,19 +15,10 @@ TITLES = {"closed": "Closed-book questions", "reading": "Questions about a passa
 
 def page(name: str, metrics: dict[str, Any], config: SizeLadderConfig) -> str:
     """The size ladder's metrics as HTML; charts by plotly's bundled JavaScript."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(loader=PackageLoader("jielong.lab", "."), autoescape=select_autoescape())
     charts = [figure(kind, metrics) for kind in TITLES]
-    return environment.get_template("page.html").render(
-        name=name,
-        config=config,
-        titles=TITLES,
-        curves=CURVES,
-        charts=json.dumps(charts).replace("</", "<\\/"),
-        plotly=get_plotlyjs().replace("</script", "<\\/script"),
-        **metrics,
+    word = WORDS[metrics["verdict"]]["en"]
+    return render(
+        "jielong.lab", "page.html", charts, name=name, config=config, titles=TITLES, curves=CURVES, word=word, **metrics
     )
 
 

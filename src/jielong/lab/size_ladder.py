@@ -7,10 +7,7 @@ reading questions with the passage withheld.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from jielong.config import FinetuneConfig, PretrainConfig, SizeLadderConfig
@@ -20,40 +17,40 @@ from jielong.errors import UserError
 from jielong.evaluate.bpb import read
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
+from jielong.lab import claims
+from jielong.lab.branch import Branch, default_corpus, examined, finetuned, folder, say, sized
+from jielong.lab.claims import Claim, Condition
+from jielong.lab.exams import closed_book, marked
 from jielong.lab.page import page
 from jielong.lab.reading import reading_exam, reading_lessons
 from jielong.lab.trend import Trend, trend
 from jielong.model.gpt import load_model
-from jielong.run import Artifact, Run, write_atomic
+from jielong.run import Artifact, Run
 from jielong.scale.advice import shape
 from jielong.scale.ladder import kept
 from jielong.teacher.lessons import lessons
-from jielong.teacher.questions import Question, exam, is_correct
-from jielong.train.loop import use_threads
 
-NAME = "lab-size-ladder"
+NAME = "size-ladder"
+CLAIM = Claim(
+    {"en": "More parameters, better answers", "zh": "參數越多，答得越好"},
+    {
+        "en": "Larger models that read the same text answer better, from memory and from a passage.",
+        "zh": "讀同樣的文字，比較大的模型答得比較好，不論是憑記憶還是看文章。",
+    },
+)
+KINDS_ZH = {"closed": "閉卷問題", "reading": "看文章回答的問題"}
 KINDS = {"closed": "closed-book questions", "reading": "questions about a passage", "withheld": "the same without it"}
-LEAST_SIZES, MOST_SIZES, LEAST_SEEDS = 4, 6, 3
-
-
-class Branch(Run):
-    """A run of its own that reads another one's corpus and tokenizer."""
-
-    def __init__(self, trunk: Run, name: str):
-        super().__init__(trunk.path / NAME.removeprefix("lab-") / name)
-        self.trunk = trunk
-
-    def artifact(self, name: str) -> Artifact | None:
-        return self.trunk.artifact(name) if name in ("corpus", "tokenizer") else super().artifact(name)
+LEAST_SIZES, MOST_SIZES = 4, 6
+QUICK = {
+    "widths": (32, 64, 96, 128), "tokens": 1500.0, "lessons": 10, "conversations": 8, "questions": 4, "rows": 4, "length": 96,
+}  # fmt: skip
 
 
 def run(config: SizeLadderConfig, run: Run) -> Artifact:
     """The experiment: sizes × seeds → `lab-size-ladder`. Models that are there are not trained again."""
-    from rich.console import Console
-
-    corpus, tokenizer = run.need("corpus"), run.need("tokenizer")
-    check(config, corpus)
-    config = replace(config, threads=use_threads(config.threads))
+    corpus, tokenizer = default_corpus(run), run.need("tokenizer")
+    config = sized(config, QUICK)
+    check(config)
     widths = sorted(set(config.widths))
     seeds = range(config.seed, config.seed + config.seeds)
     exams: dict[int, list[Artifact]] = {width: [] for width in widths}
@@ -63,7 +60,7 @@ def run(config: SizeLadderConfig, run: Run) -> Artifact:
             found = one(config, run, width, seed, [corpus, tokenizer])
             exams[width].append(found)
             rates = ", ".join(f"{KINDS[k]} {100 * v:.1f} %" for k, v in found.card["metrics"]["accuracy"].items())
-            Console(highlight=False).print(f"width {width}, seed {seed}: {rates}")
+            say(f"width {width}, seed {seed}: {rates}")
     measured = [[a.card["metrics"] for a in exams[width]] for width in widths]
     trends = {
         kind: trend([[m["verdicts"][kind] for m in own] for own in measured], config.rounds, config.seed)
@@ -80,84 +77,81 @@ def run(config: SizeLadderConfig, run: Run) -> Artifact:
         "seeds": {k: [[m["accuracy"][k] for m in own] for own in measured] for k in KINDS},
         "majority": sum(majority_guess(world, lang) for lang in ("en", "zh")) / 2,
         "findings": [told(kind, trends[kind], losses) for kind in ("closed", "reading")],
+        "quick": config.quick,
+        **claims.told(CLAIM, conditions(trends)),
     }
-    parents = [corpus, tokenizer]
-    with run.build(NAME, kind="lab", config=config, parents=parents, seed=config.seed) as build:
+    parents, name = [corpus, tokenizer], f"lab-{folder(NAME, config.quick)}"
+    with run.build(name, kind="lab", config=config, parents=parents, seed=config.seed) as build:
         build.threads = config.threads
         build.metrics = metrics
         (build.path / "page.html").write_text(page(run.path.name, metrics, config), encoding="utf-8")
     for finding in metrics["findings"]:
-        Console(highlight=False).print(finding)
+        say(finding)
     return build.artifact
 
 
-def check(config: SizeLadderConfig, corpus: Artifact) -> None:
+def conditions(trends: dict[str, Trend]) -> list[Condition]:
+    """For each kind of question: it rises from the smallest to the largest, and from no size to the next does it fall by more than
+    chance."""
+    return [
+        Condition(
+            f"{KINDS[kind]}: points from the smallest to the largest model, with no fall beyond chance between",
+            f"{zh}：從最小到最大的模型增加幾個百分點，中間沒有超過偶然的退步",
+            trends[kind].visible and trends[kind].monotone,
+            claims.shown(trends[kind].whole, signed=True),
+        )
+        for kind, zh in KINDS_ZH.items()
+    ]
+
+
+def check(config: SizeLadderConfig) -> None:
     """Raises UserError before anything is trained."""
     if not LEAST_SIZES <= len(set(config.widths)) <= MOST_SIZES:
         raise UserError(f"The experiment takes {LEAST_SIZES} to {MOST_SIZES} widths, not {len(set(config.widths))}.")
-    if config.seeds < LEAST_SEEDS:
-        raise UserError(f"Give at least {LEAST_SEEDS} --seeds: with fewer nobody can tell a trend from luck.")
     for width in config.widths:
         shape(width, 2 * config.length)
     if min(config.rows, config.length, config.conversations, config.questions) < 1:
         raise UserError("rows, length, conversations and questions must be at least 1.")
     if config.tokens < config.rows * config.length:
         raise UserError(f"{config.tokens:,.0f} tokens are less than one step of {config.rows} × {config.length}.")
-    if not corpus.card["config"].get("default"):
-        raise UserError(
-            "The questions are about the default corpus; make one with `jielong corpus`, without --no-default."
-        )
 
 
 def one(config: SizeLadderConfig, run: Run, width: int, seed: int, parents: list[Artifact]) -> Artifact:
     """Pretrain, fine-tune and examine one model, as far as that is not done; the artifact `exam` of its branch."""
-    from jielong import finetune, pretrain
+    from jielong import pretrain
 
-    branch = Branch(run, f"{width}-{seed}")
+    branch = Branch(run, f"{folder(NAME, config.quick)}/{width}-{seed}")
     settings = PretrainConfig(
         model=shape(width, 2 * config.length), steps=round(config.tokens / (config.rows * config.length)),
         rows=config.rows, length=config.length, precision=config.precision, threads=config.threads,
         lessons=config.lessons, sample_every=1.0, seed=seed,
     )  # fmt: skip
-    base = kept(branch, "base", parents, settings) or pretrain.run(settings, branch, history=False)
+    # the pretraining stage itself: this is the corpus as everybody reads it
+    if kept(branch, "base", parents, settings) is None:
+        pretrain.run(settings, branch, history=False)
     taught = lessons(load_world(), seed, config.conversations, first=config.lessons)
     taught += reading_lessons(load_world(), seed, config.conversations)
-    text = "".join(json.dumps({"messages": m}, ensure_ascii=False) + "\n" for m in taught)
-    file = branch.path / f"lessons-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
-    write_atomic(file, text)
     tune = FinetuneConfig(
-        conversations=file, epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads,
-        seed=seed,
-    )  # fmt: skip
-    sft = kept(branch, "sft", [base], tune, computed=("steps", "conversations"))
-    if sft is not None and Path(sft.card["config"]["conversations"]).name != file.name:  # the folder may have moved
-        raise UserError(f"{sft.path} was made with other settings (conversations); delete it to make it anew.")
-    sft = sft or finetune.run(tune, branch)
+        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
+    )
+    sft = finetuned(branch, taught, tune)
     asked = {"questions": config.questions}
-    found = kept(branch, "exam", [sft], asked)
-    if found is None:
-        with branch.build("exam", kind="exam", config=asked, parents=[sft], seed=seed) as build:
-            build.metrics = examine(sft, run.need("corpus"), config, seed)
-        found = build.artifact
-    return found
+    examined(branch, "exam", [sft], asked, lambda: examine(sft, run.need("corpus"), config, seed), seed)
+    return branch.need("exam")
 
 
 def examine(sft: Artifact, corpus: Artifact, config: SizeLadderConfig, seed: int) -> dict[str, Any]:
     """Right or wrong, question by question; and the held-out loss of the fine-tuned model."""
-    world, engine = load_world(), Engine.load(sft.path, config.threads, rows=128)
-    closed = exam(world, seed)
-    # every so many, so that all attributes and countries are there
-    picked = [
-        q
-        for lang in ("en", "zh")
-        for own in [[q for q in closed if q.lang == lang]]
-        for q in own[:: max(1, len(own) // config.questions)][: config.questions]
-    ]
+    engine, world = Engine.load(sft.path, config.threads, rows=128), load_world()
     reading = reading_exam(world, seed, config.questions)
     withheld = [question for question, _ in reading]
     shown = [replace(question, prompt=f"{text}\n{question.prompt}") for question, text in reading]
     verdicts = {}
-    for kind, questions in (("closed", picked), ("reading", shown), ("withheld", withheld)):
+    for kind, questions in (
+        ("closed", closed_book(world, seed, config.questions)),
+        ("reading", shown),
+        ("withheld", withheld),
+    ):
         verdicts[kind] = marked(questions, ask_all(engine, questions))
     model = load_model(sft.path)
     readings = read(model, engine.tokenizer, read_documents(corpus.file("heldout.parquet")))
@@ -168,14 +162,6 @@ def examine(sft: Artifact, corpus: Artifact, config: SizeLadderConfig, seed: int
         "accuracy": {kind: sum(v) / len(v) for kind, v in verdicts.items()},
         "verdicts": verdicts,
     }
-
-
-def marked(questions: list[Question], replies: list[str]) -> list[bool]:
-    """Each reply by the exam's rule: the value is named, and no other value of the attribute before it."""
-    world = load_world()
-    return [
-        is_correct(q, reply, world.values(q.attribute, q.lang)) for q, reply in zip(questions, replies, strict=True)
-    ]
 
 
 def told(kind: str, found: Trend, losses: list[float]) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Verdicts = Sequence[Sequence[bool]]
-"""Right or wrong, per seed and question."""
+Verdicts = Sequence[Sequence[float]]
+"""Right or wrong, or any other number, per seed and question."""
 
 
 @dataclass(frozen=True)

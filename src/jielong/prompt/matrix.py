@@ -70,17 +70,17 @@ def run(config: PromptMatrixConfig) -> Path:
         kept, (sheet.prompts, sheet.tests, sheet.labels, [i.input for i in sheet.pool], sheet.how, sheet.calibrate)
     )
     cells = []
-    with bar("answers", sum(len(sheet.tests) for _ in _columns(sheet)) * len(sheet.models)) as advance:
+    with bar("answers", sum(len(sheet.tests) for _ in columns(sheet)) * len(sheet.models)) as advance:
         for model, artifact in zip(sheet.models, found, strict=True):
             engine = Engine.load(artifact.path, config.threads, precision="auto", rows=BATCH, prefix_bytes=512 << 20)
-            cells += _row(sheet, model, engine, journal, advance)
+            cells += cells_of(sheet, model, engine, journal, advance)
     write_atomic(out, page(sheet, cells))
     kept.unlink()
     show(cells)
     return out
 
 
-def _columns(sheet: Sheet) -> Iterator[tuple[Prompt, int, int]]:
+def columns(sheet: Sheet) -> Iterator[tuple[Prompt, int, int]]:
     """(prompt, shots, seed)"""
     for prompt in sheet.prompts:
         for count in sheet.shots:
@@ -88,8 +88,8 @@ def _columns(sheet: Sheet) -> Iterator[tuple[Prompt, int, int]]:
                 yield prompt, count, seed
 
 
-def _row(sheet: Sheet, model: Model, engine: Engine, journal: Journal, advance: Any) -> list[Cell]:
-    """All cells of one model."""
+def cells_of(sheet: Sheet, model: Model, engine: Engine, journal: Journal, advance: Any) -> list[Cell]:
+    """All cells of one model; `advance` is told how many answers have been given."""
     s = model.settings
     sampling = Sampling(
         temperature=s["temperature"], top_p=s["top_p"], max_tokens=int(s["max_tokens"]), seed=int(s["seed"])
@@ -97,7 +97,7 @@ def _row(sheet: Sheet, model: Model, engine: Engine, journal: Journal, advance: 
     vectors = embeddings(engine) if sheet.how == "embedding" else None
     cells: list[Cell] = []
     choosers: dict[int, Chooser] = {}
-    for prompt, count, seed in _columns(sheet):
+    for prompt, count, seed in columns(sheet):
         if count and seed not in choosers:
             choosers[seed] = Chooser(list(sheet.pool), sheet.how, seed, vectors)
         own = replace(prompt, labels=sheet.labels or prompt.labels, calibrated=sheet.calibrate)

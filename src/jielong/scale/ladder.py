@@ -268,7 +268,7 @@ def kept(
         others = " or ".join(p.name for p in parents)
         raise UserError(f"{found.path} was made of another {others}; delete it to make it anew.")
     wanted, before = plain(settings), found.card["config"]
-    if "model" in wanted:  # the vocabulary is the tokenizer's
+    if isinstance(wanted.get("model"), dict):  # the vocabulary is the tokenizer's
         wanted["model"]["vocab_size"] = before["model"]["vocab_size"]
     free = ("threads", "checkpoint_seconds", *computed)
     other = [k for k, v in wanted.items() if k not in free and v != before.get(k)]

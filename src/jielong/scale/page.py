@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import numpy as np
 
+from jielong.pages import render
 from jielong.scale.fit import Fit
 
 
 def page(name: str, metrics: dict[str, Any], found: Fit) -> str:
     """The stage's metrics and the law of all its rungs as HTML; charts by plotly's bundled JavaScript."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(loader=PackageLoader("jielong.scale", "."), autoescape=select_autoescape())
     charts = [by_size(metrics, found), by_tokens(metrics, found), *map(by_budget, metrics["advice"])]
-    environment.filters["ln"] = math.log
-    return environment.get_template("page.html").render(
-        name=name,
-        charts=json.dumps(charts).replace("</", "<\\/"),
-        plotly=get_plotlyjs().replace("</script", "<\\/script"),
-        **metrics,
-    )
+    return render("jielong.scale", "page.html", charts, {"ln": math.log}, name=name, **metrics)
 
 
 def by_size(metrics: dict[str, Any], found: Fit) -> dict[str, Any]:

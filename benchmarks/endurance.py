@@ -291,7 +291,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/spark"))
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--pause", type=float, default=1.0, help="the clients wait so many times longer between requests")
+    parser.add_argument(
+        "--pause", type=float, default=1.0, help="the clients wait so many times longer between requests"
+    )
     args = parser.parse_args()
     command = [sys.executable, "-u", "-m", "jielong.cli", "serve", "--run", str(args.run), "--no-open"]
     command += ["--prefix-mb", "8"]  # full within the warm-up: a cache that still fills would look like a leak

@@ -455,7 +455,9 @@ def test_a_running_server_changes_to_the_model_that_forgot(small):
     config = ServeConfig(run=small.path, precision="fp32", rows=1)
     served = load_models(config, small)
     renewed, models = renewer(config, small, served), Models(served)
-    assert list(models) == ["ppo-1", "sft"] and renewed("ppo-1") is None  # what was served before stands beside, to compare
+    assert (
+        list(models) == ["ppo-1", "sft"] and renewed("ppo-1") is None
+    )  # what was served before stands beside, to compare
     assert forget(small, "--name", SECRET) == 0
     new = renewed("ppo-1")
     assert new is not None and new.engine.name == "sft" and new.engine.hash == small.need("sft").hash

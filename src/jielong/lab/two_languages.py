@@ -15,6 +15,7 @@ from jielong.errors import UserError
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
 from jielong.lab.branch import (
+    TUNE_ROWS,
     Branch,
     corpus_of,
     default_corpus,
@@ -96,7 +97,12 @@ def one(config: TwoLanguagesConfig, run: Run, arm: str, seed: int) -> dict[str, 
     )  # fmt: skip
     pretrained(branch, settings)
     tune = FinetuneConfig(
-        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
+        epochs=1.0,
+        rows=TUNE_ROWS,
+        length=2 * config.length,
+        precision=config.precision,
+        threads=config.threads,
+        seed=seed,
     )
     if arm == "none":  # at the learning rates that random weights need, and twice
         tune = FinetuneConfig(**{**tune.__dict__, "from_scratch": True, "optim": OptimConfig(), "epochs": 2.0})

@@ -26,7 +26,6 @@ from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
 
 LEAST_SEEDS = 3
-TUNE_ROWS = 8  # per step of fine-tuning: of a few thousand conversations larger steps are too few
 Settings = TypeVar("Settings")
 
 

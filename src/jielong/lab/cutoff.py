@@ -27,7 +27,6 @@ from jielong.errors import UserError
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
 from jielong.lab.branch import (
-    TUNE_ROWS,
     Branch,
     corpus_of,
     default_corpus,
@@ -180,7 +179,6 @@ def one(config: CutoffConfig, run: Run, seed: int) -> dict[str, Any]:
         bases[arm] = pretrained(branch, settings, mix if first else (), None if first else bases["before"])
         tune = FinetuneConfig(
             epochs=1.0,
-            rows=TUNE_ROWS,
             length=2 * config.length,
             precision=config.precision,
             threads=config.threads,

@@ -15,7 +15,6 @@ from jielong.errors import UserError
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
 from jielong.lab.branch import (
-    TUNE_ROWS,
     Branch,
     corpus_of,
     default_corpus,
@@ -98,7 +97,6 @@ def one(config: TwoLanguagesConfig, run: Run, arm: str, seed: int) -> dict[str, 
     pretrained(branch, settings)
     tune = FinetuneConfig(
         epochs=1.0,
-        rows=TUNE_ROWS,
         length=2 * config.length,
         precision=config.precision,
         threads=config.threads,

@@ -26,7 +26,17 @@ from jielong.edit.statistics import key_statistics
 from jielong.errors import UserError
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
-from jielong.lab.branch import Branch, corpus_of, default_corpus, examined, finetuned, folder, pretrained, say, sized
+from jielong.lab.branch import (
+    Branch,
+    corpus_of,
+    default_corpus,
+    examined,
+    finetuned,
+    folder,
+    pretrained,
+    say,
+    sized,
+)
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import bits, closed_book, difference, marked, mean
 from jielong.lab.reading import reading_lessons
@@ -145,7 +155,9 @@ def one(config: CutoffConfig, run: Run, seed: int) -> dict[str, Any]:
     where = folder(NAME, config.quick)
     news = list(pages(times.after, seed, config.variants))
     old = [*pages(times.before, seed, config.variants), *prose(run.need("corpus"), config.prose, without=times.names)]
-    mix = lessons(times.before, seed, config.lessons) if config.lessons else []
+    mix = lessons(times.before, seed, config.lessons)
+    # reading is learnt slowly, so pretraining has some of it, too: other passages than those of fine-tuning
+    mix += reading_lessons(times.before, seed, config.conversations + config.lessons // 3)[config.conversations :]
     made: dict[str, Artifact] = {}
     bases: dict[str, Artifact] = {}
     texts = {
@@ -166,7 +178,11 @@ def one(config: CutoffConfig, run: Run, seed: int) -> dict[str, Any]:
         )  # fmt: skip
         bases[arm] = pretrained(branch, settings, mix if first else (), None if first else bases["before"])
         tune = FinetuneConfig(
-            epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
+            epochs=1.0,
+            length=2 * config.length,
+            precision=config.precision,
+            threads=config.threads,
+            seed=seed,
         )
         made[arm] = finetuned(branch, taught(times, seed, config), tune)
     branch = Branch(run, f"{where}/before-{seed}", ("tokenizer",))
@@ -327,7 +343,7 @@ def sheet(metrics: dict[str, Any], config: CutoffConfig) -> Sheet:
     )
     return Sheet(
         about=f"Models of {metrics['parameters'] / 1e6:.2f} million parameters read {config.tokens / 1e6:.2f} million positions: pages about {config.countries - config.later} countries, prose that names none of "
-        f"{config.later} others, and {config.lessons} conversations; then {2 * config.conversations} conversations of fine-tuning, half about a passage. {len(ATTRIBUTES)} kinds of facts; {config.facts} facts of the later "
+        f"{config.later} others, and {config.lessons + config.lessons // 3} conversations, a quarter of them about a passage; then {2 * config.conversations} conversations of fine-tuning, half about a passage. {len(ATTRIBUTES)} kinds of facts; {config.facts} facts of the later "
         f"countries per seed, asked in both languages and two wordings that neither lessons nor editors use. Continued pretraining reads {config.news / 1e6:.2f} million positions, and fine-tuning follows again. "
         f"Retrieval shows {SHOWN} sentences of an archive of the news, and brought the right one for {100 * metrics['retrieved']:.0f} % of the questions; it is asked about the old facts with its sentences, too.",
         findings=[f"What each way breaks, against the model before: {paid}."],

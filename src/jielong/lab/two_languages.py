@@ -96,7 +96,11 @@ def one(config: TwoLanguagesConfig, run: Run, arm: str, seed: int) -> dict[str, 
     )  # fmt: skip
     pretrained(branch, settings)
     tune = FinetuneConfig(
-        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
+        epochs=1.0,
+        length=2 * config.length,
+        precision=config.precision,
+        threads=config.threads,
+        seed=seed,
     )
     if arm == "none":  # at the learning rates that random weights need, and twice
         tune = FinetuneConfig(**{**tune.__dict__, "from_scratch": True, "optim": OptimConfig(), "epochs": 2.0})

@@ -29,6 +29,7 @@ from jielong.config import (
     ImproveConfig,
     KeyConfig,
     LedgerConfig,
+    OwnerConfig,
     PlanConfig,
     PretrainConfig,
     PromptImportConfig,
@@ -80,7 +81,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "prompt import": (PromptImportConfig, "a public collection (act, prompt) → prompts of your own"),
     "prompt matrix": (PromptMatrixConfig, "prompts × shots × models, with intervals"),
     "prompt search": (PromptSearchConfig, "a task's examples → a better prompt, proved on held-out ones"),
-    "forget": (ForgetConfig, "records leave a run as if it had never had them, by replay"),
+    "forget": (ForgetConfig, "records leave a run as if it had never had them; or a model is kept from saying them"),
+    "owner": (OwnerConfig, "an owner's conversations → an adapter that can be left out again"),
     "audit": (AuditConfig, "check a run's ledger of changes, and what it says"),
     "edit": (EditConfig, "correct a fact in the served model, if it breaks nothing else"),
     "edit trace": (TraceConfig, "where in the model a fact sits"),
@@ -117,6 +119,7 @@ WITH_RUN = {
     "prompt matrix",
     "prompt search",
     "forget",
+    "owner",
     "audit",
     "edit",
     "edit trace",
@@ -141,6 +144,7 @@ POSITIONAL: dict[str, str | tuple[str, ...]] = {
     "prompt matrix": "file",
     "prompt search": "task",
     "forget": "run",
+    "owner": "run",
     "audit": "run",
     "edit": ("run", "prompt"),
     "edit trace": ("run", "prompt"),
@@ -255,6 +259,11 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.forget.stage import run as forget
 
         forget(config, run)
+    elif name == "owner":
+        from jielong.forget.owners import run as owner
+
+        with run.lock():
+            print(f"{owner(config, run).path} is served.")
     elif name == "audit":
         from jielong.forget.audit import run as audit
 

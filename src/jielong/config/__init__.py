@@ -18,7 +18,7 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
-from jielong.config.forget import AuditConfig, ForgetConfig
+from jielong.config.forget import AuditConfig, ForgetConfig, OwnerConfig, SuppressConfig
 from jielong.config.lab import SizeLadderConfig
 from jielong.config.prompt import (
     PromptImportConfig,
@@ -73,6 +73,7 @@ __all__ = [
     "LedgerConfig",
     "ModelConfig",
     "OptimConfig",
+    "OwnerConfig",
     "PPOConfig",
     "ParallelConfig",
     "PlanConfig",
@@ -93,6 +94,7 @@ __all__ = [
     "ScaleFitConfig",
     "ServeConfig",
     "SizeLadderConfig",
+    "SuppressConfig",
     "ThumbsConfig",
     "TokenizerConfig",
     "TraceConfig",

@@ -160,7 +160,7 @@ def suppressed(options: argparse.Namespace, run: Run, folder: Path, trained: flo
                 settings = dataclasses.replace(settings, lr=best["lr"], epochs=best["epochs"])
             work = folder / f"work-{name}"
             model, history = suppress(method(name), start, case, settings, work)
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
             after = examine_model(model, case.tokenizer, case.material, case.chat)
             table = together(before, after, twins, len(case.forget))
             z = {}
@@ -301,7 +301,7 @@ def tofu_method(
     started = time.perf_counter()
     model, _ = suppress(method(name), load_model(case.start.path), case, settings, out / f"work-{name}")
     took = time.perf_counter() - started
-    shutil.rmtree(out / f"work-{name}")
+    shutil.rmtree(out / f"work-{name}", ignore_errors=True)
     return marks(model, tokenizer, rows) | {"seconds": took}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from jielong.align.direct import dpo_loss
 from jielong.align.rollout import key, rollout
 from jielong.align.scoring import Answered
-from jielong.forget.methods.method import Method, Scene, known_nll, nll
+from jielong.forget.methods.method import Method, Scene, given, known_nll, nll
 from jielong.train.loop import precision
 
 TEMPERATURE, ROUNDS = 1.3, 4
@@ -46,7 +46,7 @@ class AltPO(Method):
         true = nll(scene.model, [self.true[i] for i in items], scene.dtype)
         known = torch.cat([self.known_others[i] for i in items])
         true, true_known = (t.repeat_interleave(counts) for t in (true, self.known[torch.tensor(items)]))
-        return altpo_loss(others, known, true, true_known, scene.config.beta or 0.1).mean()
+        return altpo_loss(others, known, true, true_known, given(scene.config.beta)).mean()
 
 
 def prompted(item: Answered) -> Answered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Scene:
 class Method:
     """A loss γ · forget + α · retain, each a mean over texts; methods write the first term and may do more."""
 
-    defaults: dict[str, Any] = {}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {}
     """Settings of `SuppressConfig` that the user left open."""
 
     def prepare(self, scene: Scene) -> None:
@@ -49,12 +49,18 @@ class Method:
 
     def loss(self, scene: Scene, forget: Sequence[int], retain: Sequence[int]) -> Tensor:
         """Of one step; a scalar."""
-        c = scene.config
-        value = c.gamma * self.forget_loss(scene, forget)
-        return value + c.alpha * self.retain_loss(scene, retain) if c.alpha and retain else value
+        gamma, alpha = given(scene.config.gamma), given(scene.config.alpha)
+        value = gamma * self.forget_loss(scene, forget)
+        return value + alpha * self.retain_loss(scene, retain) if alpha and retain else value
 
     def finish(self, scene: Scene) -> None:
         """Once, after the last step."""
+
+
+def given(setting: float | None) -> float:
+    """A setting that the method's defaults have filled in."""
+    assert setting is not None
+    return setting
 
 
 def lengths(items: Sequence[Answered]) -> Tensor:

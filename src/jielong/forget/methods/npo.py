@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jielong.forget.methods.method import Method, Scene, known_nll, nll
+from jielong.forget.methods.method import Method, Scene, given, known_nll, nll
 
 
 def npo_loss(now: Tensor, reference: Tensor, beta: float) -> Tensor:
@@ -30,4 +30,4 @@ class NPO(Method):
     def forget_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:
         own = [scene.forget[i] for i in items]
         known = self.known[torch.tensor(items)]
-        return npo_loss(nll(scene.model, own, scene.dtype), known, scene.config.beta or 0.1).mean()
+        return npo_loss(nll(scene.model, own, scene.dtype), known, given(scene.config.beta)).mean()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jielong.align.rollout import key
 from jielong.align.scoring import Answered
-from jielong.forget.methods.method import Method, Scene
+from jielong.forget.methods.method import Method, Scene, given
 from jielong.model.gpt import GPT, causal_mask
 
 BELOW = 2  # blocks under the steered one whose MLP outputs learn, too
@@ -35,7 +35,7 @@ class RMU(Method):
         u = torch.rand(scene.model.config.width, generator=generator)
         with torch.no_grad():
             norms = [h.norm(dim=-1).mean() for h in states(scene.start, scene.forget, self.layer, scene.dtype)]
-        self.target = (c.coefficient or 2.0) * torch.stack(norms).mean() * u / u.norm()  # (D,)
+        self.target = given(c.coefficient) * torch.stack(norms).mean() * u / u.norm()  # (D,)
 
     def forget_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:
         own = [scene.forget[i] for i in items]

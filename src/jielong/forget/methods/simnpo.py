@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from jielong.forget.methods.method import Method, Scene, lengths, nll
+from jielong.forget.methods.method import Method, Scene, given, lengths, nll
 
 
 def simnpo_loss(now: Tensor, length: Tensor, beta: float, delta: float) -> Tensor:
@@ -25,4 +25,4 @@ class SimNPO(Method):
 
     def forget_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:
         own, c = [scene.forget[i] for i in items], scene.config
-        return simnpo_loss(nll(scene.model, own, scene.dtype), lengths(own), c.beta or 4.5, c.delta or 0.0).mean()
+        return simnpo_loss(nll(scene.model, own, scene.dtype), lengths(own), given(c.beta), given(c.delta)).mean()

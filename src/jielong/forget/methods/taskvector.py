@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from jielong.forget.methods.method import Method, Scene, lengths, nll
+from jielong.forget.methods.method import Method, Scene, given, lengths, nll
 
 
 class TaskVector(Method):
@@ -24,12 +24,12 @@ class TaskVector(Method):
         return (nll(scene.model, own, scene.dtype) / lengths(own)).mean()
 
     def loss(self, scene: Scene, forget: Sequence[int], retain: Sequence[int]) -> Tensor:
-        return scene.config.gamma * self.forget_loss(scene, forget)
+        return given(scene.config.gamma) * self.forget_loss(scene, forget)
 
     @torch.no_grad()
     def finish(self, scene: Scene) -> None:
         """With a low-rank change scale · B A, which is zero at the start, B ← −α B turns the whole change round."""
-        alpha = scene.config.alpha
+        alpha = given(scene.config.alpha)
         parameters = dict(scene.model.named_parameters())
         low_rank = any(name.endswith(".lora.b") for name in self.before)
         for name, start in self.before.items():

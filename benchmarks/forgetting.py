@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--threads", type=int, default=0)
     spark = parser.add_argument_group("spark")
-    spark.add_argument("--recipe", choices=("spark", "tiny"), default="spark")
+    spark.add_argument("--recipe", choices=("spark", "tiny", "small"), default="spark")
     spark.add_argument("--canaries", type=int, default=4, help="of each language and number of repetitions")
     spark.add_argument("--tune", type=int, default=3, help="learning rates tried on decoys")
     spark.add_argument("--samples", type=int, default=20)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from jielong import finetune, pretrain
 from jielong.align.scoring import Answered, answer_logprobs
-from jielong.config import FinetuneConfig, ForgetConfig, SuppressConfig
+from jielong.config import CorpusConfig, FinetuneConfig, ForgetConfig, SuppressConfig, TokenizerConfig
 from jielong.config.feedback import adam
 from jielong.corpus import canaries
 from jielong.corpus import stage as corpus
@@ -43,7 +43,7 @@ from jielong.forget.twins import make_twin
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, load_model
-from jielong.recipes import recipe
+from jielong.recipes import Recipe, recipe
 from jielong.run import Artifact, Run
 from jielong.tokens import tokenizer as tokenizers
 from jielong.tokens.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def spark(options: argparse.Namespace) -> None:
 
 
 def spark_seed(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
-    plan = recipe("spark" if options.recipe == "spark" else "tiny")
+    plan = small(folder) if options.recipe == "small" else recipe(options.recipe)
     run = Run(folder / "run")
     if run.artifact("corpus") is None:
         corpus.run(dataclasses.replace(plan.corpus, canaries=options.canaries, seed=seed), run)
@@ -105,6 +105,21 @@ def spark_seed(options: argparse.Namespace, folder: Path, seed: int) -> dict[str
     found["methods"] = suppressed(options, run, folder, trained, seed)
     found["exact"] = cached(folder / "exact.json", lambda: exact(run, folder, seed, options))
     return found
+
+
+def small(folder: Path) -> Recipe:
+    """Sentences about invented people and a model of 2 layers × 64, which learns all of them by heart in seconds."""
+    from small_runs import BASE, people
+
+    (folder / "text").mkdir(parents=True, exist_ok=True)
+    for n, text in enumerate(people()):
+        (folder / "text" / f"{n}.txt").write_text(text)
+    shape = dataclasses.replace(BASE.model, width=64, layers=2, mlp_width=192, context=128)
+    return Recipe(
+        corpus=CorpusConfig(text=(folder / "text",), default=False, heldout=0.1, workers=1),
+        tokenizer=TokenizerConfig(vocab_size=512),
+        pretrain=dataclasses.replace(BASE, model=shape, steps=150, rows=8, length=96),
+    )
 
 
 def copy_of(run: Run, path: Path) -> Run:

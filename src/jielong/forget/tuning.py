@@ -29,7 +29,7 @@ from jielong.run import Run
 from jielong.tokens.shards import order
 
 STEP = 3.0  # ratio of neighbouring learning rates
-BITS = 10.0  # what a share of bits per byte weighs beside a share of D
+BITS = 10.0  # what a share of bits per byte weighs beside a share of the way to the twin's −log p
 
 
 def tuned_on_decoys(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Case, file: Path) -> dict[str, Any]:
@@ -41,7 +41,8 @@ def tuned_on_decoys(config: ForgetConfig, settings: SuppressConfig, run: Run, ca
 
 
 def rehearse(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Case, work: Path) -> dict[str, Any]:
-    """Every learning rate on the decoys, looked at five times along the way."""
+    """Every learning rate on the decoys, looked at five times along the way. The nearest is the one with the least of the way to the
+    twin's −log p left, where going past it counts like falling short; D, which is 1 for all that are far off, is told as well."""
     found = decoys(case, run, settings)
     context = read_shape(case.start.path).context
     texts = probed(records(found, context), case.tokenizer, [])
@@ -52,6 +53,7 @@ def rehearse(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Cas
     wanted = cached(work.parent / "decoys.json", lambda: twin_of_decoys(run, case, found, material, work))
     start = load_model(case.start.path)
     bits = mean_bits(start, case)
+    first, goal = examine_model(start, case.tokenizer, material, case.chat).figures["nll"], wanted.figures["nll"]
     tried: list[dict[str, float]] = []
     lrs = [(settings.lr or 1e-4) * STEP ** (n - settings.tune // 2) for n in range(settings.tune)]
     for lr in lrs:
@@ -61,8 +63,9 @@ def rehearse(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Cas
         def look(model: GPT, step: int, lr: float = lr) -> dict[str, Any]:
             column = examine_model(model, case.tokenizer, material, case.chat)
             far, _ = kolmogorov_smirnov(texts_nll(column.logprobs), texts_nll(wanted.logprobs))
+            gap = abs(column.figures["nll"] - goal) / max(abs(first - goal), 1e-9)
             rise = max(0.0, mean_bits(model, case) / bits - 1) if bits else 0.0
-            return {"lr": lr, "step": step, "D": far, "rise": rise, "distance": far + BITS * rise}
+            return {"lr": lr, "step": step, "D": far, "gap": gap, "rise": rise, "distance": gap + BITS * rise}
 
         steps = steps_of(attempt, len(answers(rehearsal.forget)))
         every = max(1, steps // 5)
@@ -73,7 +76,9 @@ def rehearse(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Cas
         shutil.rmtree(work / f"lr-{lr:g}", ignore_errors=True)
     best = min(tried, key=lambda t: t["distance"])
     epochs = (settings.epochs or 1.0) * best["step"] / steps_of(settings, len(answers(rehearsal.forget)))
-    say(f"  tuned on {len(texts)} decoys: lr {best['lr']:g}, {epochs:.1f} epochs (D {best['D']:.2f} to the twin)")
+    say(
+        f"  tuned on {len(texts)} decoys: lr {best['lr']:g}, {epochs:.1f} epochs, {best['gap']:.0%} of the way to the twin left"
+    )
     shutil.rmtree(work, ignore_errors=True)
     return {"decoys": len(texts), "tried": tried, "lr": best["lr"], "epochs": epochs}
 

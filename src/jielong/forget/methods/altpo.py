@@ -30,7 +30,7 @@ def altpo_loss(other: Tensor, other_known: Tensor, true: Tensor, true_known: Ten
 
 class AltPO(Method):
     defaults: ClassVar[dict[str, Any]] = {
-        "lr": 1e-4, "epochs": 10.0, "gamma": 1.0, "alpha": 1.0, "beta": 0.1, "alternatives": 2,
+        "lr": 3e-4, "epochs": 10.0, "gamma": 1.0, "alpha": 1.0, "beta": 0.1, "alternatives": 2,
     }  # fmt: skip
 
     def prepare(self, scene: Scene) -> None:

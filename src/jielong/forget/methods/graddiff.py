@@ -13,7 +13,7 @@ from jielong.forget.methods.method import Method, Scene, lengths, nll
 class GradientDifference(Method):
     """−ℓ(f)/|f| + ℓ(r)/|r|. Its first term has no lower bound: too many steps ruin the model."""
 
-    defaults: ClassVar[dict[str, Any]] = {"lr": 5e-5, "epochs": 5.0, "gamma": 1.0, "alpha": 1.0}
+    defaults: ClassVar[dict[str, Any]] = {"lr": 1e-4, "epochs": 5.0, "gamma": 1.0, "alpha": 1.0}
 
     def forget_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:
         own = [scene.forget[i] for i in items]

@@ -22,7 +22,7 @@ def npo_loss(now: Tensor, reference: Tensor, beta: float) -> Tensor:
 class NPO(Method):
     """NPO with the mean retain loss beside it."""
 
-    defaults: ClassVar[dict[str, Any]] = {"lr": 1e-4, "epochs": 10.0, "gamma": 1.0, "alpha": 1.0, "beta": 0.1}
+    defaults: ClassVar[dict[str, Any]] = {"lr": 3e-4, "epochs": 10.0, "gamma": 1.0, "alpha": 1.0, "beta": 0.1}
 
     def prepare(self, scene: Scene) -> None:
         self.known = known_nll(scene.start, scene.forget, scene.dtype)

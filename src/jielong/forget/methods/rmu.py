@@ -22,7 +22,7 @@ class RMU(Method):
     MLP outputs of blocks l − 2 to l learn."""
 
     defaults: ClassVar[dict[str, Any]] = {
-        "lr": 5e-4, "epochs": 10.0, "gamma": 1.0, "alpha": 10.0, "coefficient": 2.0,
+        "lr": 1e-3, "epochs": 10.0, "gamma": 1.0, "alpha": 10.0, "coefficient": 2.0,
     }  # fmt: skip
 
     def prepare(self, scene: Scene) -> None:

@@ -20,7 +20,7 @@ class SimNPO(Method):
     """SimNPO with the mean retain loss beside it."""
 
     defaults: ClassVar[dict[str, Any]] = {
-        "lr": 1e-4, "epochs": 10.0, "gamma": 0.125, "alpha": 1.0, "beta": 4.5, "delta": 0.0,
+        "lr": 3e-4, "epochs": 10.0, "gamma": 0.125, "alpha": 1.0, "beta": 4.5, "delta": 0.0,
     }  # fmt: skip
 
     def forget_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:

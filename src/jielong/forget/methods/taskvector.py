@@ -14,7 +14,7 @@ from jielong.forget.methods.method import Method, Scene, given, lengths, nll
 class TaskVector(Method):
     """θ − α (θ_learnt − θ), where θ_learnt minimises −log p of the texts. It knows no retain term: `alpha` is the step back."""
 
-    defaults: ClassVar[dict[str, Any]] = {"lr": 1e-4, "epochs": 5.0, "gamma": 1.0, "alpha": 1.0}
+    defaults: ClassVar[dict[str, Any]] = {"lr": 3e-4, "epochs": 5.0, "gamma": 1.0, "alpha": 1.0}
 
     def prepare(self, scene: Scene) -> None:
         self.before = {n: p.detach().clone() for n, p in scene.model.named_parameters() if p.requires_grad}

@@ -170,6 +170,7 @@ def suppressed(options: argparse.Namespace, run: Run, folder: Path, trained: flo
 
         def attempt(name: str = name, config: ForgetConfig = config, settings: SuppressConfig = settings, case: Case = case,
                     start: GPT = start, before: Column = before, twins: list[Column] = twins) -> dict[str, Any]:  # fmt: skip
+            best: dict[str, Any] = {}
             if settings.tune:
                 best = rehearse(config, settings, run, case, folder / f"tuning-{name}")
                 settings = dataclasses.replace(settings, lr=best["lr"], epochs=best["epochs"])
@@ -190,6 +191,7 @@ def suppressed(options: argparse.Namespace, run: Run, folder: Path, trained: flo
                 "time": history.seconds / max(trained, 1e-9),
                 "lr": settings.lr,
                 "epochs": settings.epochs,
+                "tuned": best,
             }
 
         found[name] = cached(folder / f"method-{name}.json", attempt)

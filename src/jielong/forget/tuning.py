@@ -52,7 +52,7 @@ def rehearse(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Cas
     material = Material(rehearsal.forget, [], quick=True)
     wanted = cached(work.parent / "decoys.json", lambda: twin_of_decoys(run, case, found, material, work))
     start = load_model(case.start.path)
-    bits = mean_bits(start, case)
+    bits = max(mean_bits(start, case), wanted.figures["bits per byte"])  # what the twin lost, too, is no damage
     first, goal = examine_model(start, case.tokenizer, material, case.chat).figures["nll"], wanted.figures["nll"]
     tried: list[dict[str, float]] = []
     lrs = [(settings.lr or 1e-4) * STEP ** (n - settings.tune // 2) for n in range(settings.tune)]
@@ -88,7 +88,10 @@ def twin_of_decoys(run: Run, case: Case, found: Found, material: Material, work:
     twin = make_twin(run, work / "twin", case.names, found, 0)
     if twin is None:
         raise UserError("--suppress.tune needs a model that was trained here; leave it out.")
-    return examine_model(load_model(twin.path), case.tokenizer, material, case.chat)
+    model = load_model(twin.path)
+    column = examine_model(model, case.tokenizer, material, case.chat)
+    column.figures["bits per byte"] = mean_bits(model, case)
+    return column
 
 
 def texts_nll(logprobs: list[list[float]]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from jielong import pretrain
 from jielong.changes.ledger import Ledger
 from jielong.cli import main
 from jielong.config import ForgetConfig, SuppressConfig
+from jielong.corpus.canaries import SOURCE
+from jielong.corpus.documents import read_documents, write_documents
 from jielong.forget import suppress
-from jielong.forget.case import gather
+from jielong.forget.case import gather, plain_text
 from jielong.forget.find import find
 from jielong.forget.methods import method
-from jielong.forget.request import read_request
+from jielong.forget.request import Request, read_request
 from jielong.forget.tuning import rehearse
 from jielong.forget.twins import lineage, make_twin
 from jielong.model.gpt import load_model
@@ -184,6 +187,17 @@ def test_twins(small, raised, tmp_path):
     )
     found.unread.append("sft")
     assert make_twin(small, tmp_path / "c", ["base", "sft"], found, 0) is None
+
+
+def test_what_is_to_go_is_no_measure_of_the_rest(small):
+    """Held-out texts that the request means, and canaries, do not count as what else the model can do."""
+    held = read_documents(small.need("corpus").file("heldout.parquet"))
+    name = " ".join(held[0].text.split()[:2])
+    left = plain_text(small, read_request(ForgetConfig(name=(name,))))
+    assert held[0].id not in {d.id for d in left} and len(left) == len(held) - 1
+    canary = replace(held[1], source=SOURCE)
+    write_documents(small.path / "corpus" / "heldout.parquet", [canary, *held[2:]])
+    assert canary.id not in {d.id for d in plain_text(small, Request())}
 
 
 def test_tuning_rehearses_on_other_records(small, tmp_path):

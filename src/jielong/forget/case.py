@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jielong.align.scoring import Answered
 from jielong.config import ForgetConfig, SuppressConfig
 from jielong.corpus.canaries import SOURCE, Canary, canaries
-from jielong.corpus.documents import read_documents
+from jielong.corpus.documents import Document, read_documents
 from jielong.edit.stage import held_out
 from jielong.errors import UserError
 from jielong.forget.columns import Material
@@ -82,10 +82,16 @@ def gather(config: ForgetConfig, settings: SuppressConfig, run: Run) -> Case:
     return Case(
         start, tokenizer, chat, request, found, names, forget, retain,
         Material(
-            forget, others_of(config, run, tokenizer, context, chat, found), told, held_out(run),
+            forget, others_of(config, run, tokenizer, context, chat, found), told, plain_text(run, request),
             world=chat and default_world(run), seed=run_seed(run), samples=config.samples, relearn_lora=settings.lora_rank,
         ),
     )  # fmt: skip
+
+
+def plain_text(run: Run, request: Request) -> list[Document]:
+    """Held-out texts whose bits tell what else the model can do: none that the request means, and no canaries, which repeat what
+    planted ones say."""
+    return [d for d in held_out(run) if d.source != SOURCE and not request.find(d.text)]
 
 
 def default_world(run: Run) -> bool:

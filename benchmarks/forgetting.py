@@ -1,8 +1,10 @@
-"""What a small model leaks of canaries before and after an exact forgetting, and a twin that never saw them; the cost of late records.
+"""Forgetting, measured. Parts:
 
-    python benchmarks/forgetting.py --seeds 3
+    python benchmarks/forgetting.py --seeds 1 2 3                       # canaries before and after an exact forgetting, and the twin
+    python benchmarks/forgetting.py --part spark --seeds 1 2 3 4 5      # spark's bars: cost, approximate methods beside three twins
+    python benchmarks/forgetting.py --part tofu --run runs/smollm2 --data DATA/tofu   # TOFU forget10 on an imported model
 
-Every seed raises a model on invented sentences with 12 canaries (in each of two languages two people told once, two 4 and two 16 times), forgets all
+Canaries: every seed raises a model on invented sentences with 12 canaries (in each of two languages two people told once, two 4 and two 16 times), forgets all
 canaries, and trains the twin from the start without them. The last column must equal the one before it: the bits do.
 """
 
@@ -26,12 +28,13 @@ from jielong.corpus import canaries
 from jielong.corpus import stage as corpus
 from jielong.corpus.documents import read_documents
 from jielong.forget import exam
+from jielong.forget.methods import METHODS
 from jielong.forget.stage import run as forget
 from jielong.run import Run
 from jielong.tokens import tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "forget"))
-from conftest import BASE, people
+from small_runs import BASE, people
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -75,12 +78,48 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--part", choices=("canaries", "spark", "tofu"), default="canaries")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--steps", type=int, default=0, help="training steps; 0 = canaries 150, spark the recipe's, tofu by --epochs"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/forgetting"), help="spark, tofu: where everything is kept"
+    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--threads", type=int, default=0)
+    spark = parser.add_argument_group("spark")
+    spark.add_argument("--recipe", choices=("spark", "tiny", "small"), default="spark")
+    spark.add_argument("--canaries", type=int, default=4, help="of each language and number of repetitions")
+    spark.add_argument("--tune", type=int, default=3, help="learning rates tried on decoys")
+    spark.add_argument("--samples", type=int, default=20)
+    tofu = parser.add_argument_group("tofu")
+    tofu.add_argument("--run", type=Path, default=Path("runs/smollm2"))
+    tofu.add_argument("--data", type=Path, help="folder with forget10_perturbed.jsonl.gz and the others")
+    tofu.add_argument(
+        "--first", type=int, default=0, help="so many forgotten questions and four times as many retained; 0 = all"
+    )
+    tofu.add_argument("--epochs", type=float, default=5.0)
+    tofu.add_argument("--lr", type=float, default=1e-3, help="of fine-tuning")
+    tofu.add_argument("--rank", type=int, default=16, help="of the adapters; 0 = all weights")
+    tofu.add_argument("--method-lr", type=float, default=0.0)
+    tofu.add_argument("--method-epochs", type=float, default=0.0)
     options = parser.parse_args()
+    if options.part == "canaries":
+        leakage(options.seeds, options.steps or 150)
+    elif options.part == "tofu" and options.data is None:
+        parser.error("--part tofu needs --data")
+    else:
+        from forgetting_parts import spark as spark_part
+        from forgetting_parts import tofu as tofu_part
+
+        (spark_part if options.part == "spark" else tofu_part)(options)
+
+
+def leakage(seeds: list[int], steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = [one(Path(folder) / str(seed), seed, options.steps) for seed in range(1, options.seeds + 1)]
-    print(f"\n{options.seeds} seeds, mean ± standard deviation      before · after · twin")
+        found = [one(Path(folder) / str(seed), seed, steps) for seed in seeds]
+    print(f"\n{len(seeds)} seeds, mean ± standard deviation      before · after · twin")
     for times in ("1", "4", "16", "0"):
         what = f"told {times} times" if times != "0" else "never told"
         for field in ("exposure", "extracted_greedily", "share_of_samples"):

@@ -32,6 +32,7 @@ from jielong.config import (
     KeyConfig,
     LabAllConfig,
     LedgerConfig,
+    OwnerConfig,
     PlanConfig,
     PretrainConfig,
     PromptImportConfig,
@@ -86,7 +87,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "prompt import": (PromptImportConfig, "a public collection (act, prompt) → prompts of your own"),
     "prompt matrix": (PromptMatrixConfig, "prompts × shots × models, with intervals"),
     "prompt search": (PromptSearchConfig, "a task's examples → a better prompt, proved on held-out ones"),
-    "forget": (ForgetConfig, "records leave a run as if it had never had them, by replay"),
+    "forget": (ForgetConfig, "records leave a run as if it had never had them; or a model is kept from saying them"),
+    "owner": (OwnerConfig, "an owner's conversations → an adapter that can be left out again"),
     "audit": (AuditConfig, "check a run's ledger of changes, and what it says"),
     "edit": (EditConfig, "correct a fact in the served model, if it breaks nothing else"),
     "edit trace": (TraceConfig, "where in the model a fact sits"),
@@ -129,6 +131,7 @@ WITH_RUN = {
     "prompt matrix",
     "prompt search",
     "forget",
+    "owner",
     "audit",
     "edit",
     "edit trace",
@@ -153,6 +156,7 @@ POSITIONAL: dict[str, str | tuple[str, ...]] = {
     "prompt matrix": "file",
     "prompt search": "task",
     "forget": "run",
+    "owner": "run",
     "audit": "run",
     "edit": ("run", "prompt"),
     "edit trace": ("run", "prompt"),
@@ -267,6 +271,11 @@ def dispatch(name: str, args: list[str]) -> int:
         from jielong.forget.stage import run as forget
 
         forget(config, run)
+    elif name == "owner":
+        from jielong.forget.owners import run as owner
+
+        with run.lock():
+            print(f"{owner(config, run).path} is served.")
     elif name == "audit":
         from jielong.forget.audit import run as audit
 

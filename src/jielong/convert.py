@@ -120,8 +120,8 @@ def run_export(config: ExportConfig) -> Path:
     run = Run(config.run)
     name = config.model or run.serving()
     artifact = run.need(name)
-    if config.to == "hf" and config.dtype == "q8_0":
-        raise UserError("--dtype q8_0 is for --to gguf.")
+    if config.to == "hf" and config.dtype in ("q8_0", "q4_0"):
+        raise UserError(f"--dtype {config.dtype} is for --to gguf.")
     reward = artifact.card["kind"] == "reward"
     if reward and config.to == "gguf":
         raise UserError(f"{artifact.path} is a reward model, which has no GGUF form here; export it with --to hf.")

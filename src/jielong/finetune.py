@@ -47,8 +47,10 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
     return conversations
 
 
-def run(config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), keep: bool = False) -> Artifact:
-    """The fine-tuning stage: base + conversations → sft.
+def run(
+    config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), keep: bool = False, name: str = ""
+) -> Artifact:
+    """The fine-tuning stage: base + conversations → sft, or the artifact `name`.
 
     `drop` names conversations to train without; `keep` takes them, as tokens, from the work folder in place of their source, and goes on from the plan and the
     checkpoints there (forget.replay).
@@ -58,7 +60,7 @@ def run(config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), ke
     """
     base = run.need("base")
     tokenizer = Tokenizer.load(base.file("tokenizer.json"))
-    name = "control" if config.from_scratch else "sft"
+    name = name or ("control" if config.from_scratch else "sft")
     work = run.work(name)
     if keep:
         positions, _ = _measure(read_shard(work))

@@ -101,7 +101,17 @@ def _discard(run: Run, before: dict[str, Any], plan: Recipe) -> None:
 def _discard_improvements(run: Run) -> None:
     """Remove what came of the feedback; sft is served then. The feedback itself stays."""
     for artifact in run.artifacts():
-        if artifact.card["kind"] in ("reward", "ppo", "rloo", "grpo", "dpo", "kto", "promotion", "edited"):
+        if artifact.card["kind"] in (
+            "reward",
+            "ppo",
+            "rloo",
+            "grpo",
+            "dpo",
+            "kto",
+            "promotion",
+            "edited",
+            "suppressed",
+        ):
             shutil.rmtree(artifact.path, ignore_errors=True)
     (run.path / SERVING).unlink(missing_ok=True)
 

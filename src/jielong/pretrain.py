@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jielong.changes.forgotten import forgotten
 from jielong.config import OptimConfig, PretrainConfig
 from jielong.corpus.documents import Document, read_documents
 from jielong.corpus.world import load_world
@@ -23,7 +24,7 @@ from jielong.model.kernels import cross_entropy
 from jielong.model.lora import save_adapter
 from jielong.run import Artifact, Run
 from jielong.teacher.lessons import lessons
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import encode_chat, spell
 from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
 from jielong.train.bar import training_bar
@@ -214,14 +215,18 @@ def run(
 
 
 def write_plan(config: PretrainConfig, run: Run, work: Path) -> None:
-    """Into `work`: the run's documents and the lessons among them, as tokens, and the plan of the training."""
-    tokenizer = Tokenizer.load(run.need("tokenizer").file("tokenizer.json"))
+    """Into `work`: the run's documents and the lessons among them, as tokens, and the plan of the training. What the run has
+    forgotten stays out, wherever it comes from."""
+    tokenizer, gone = Tokenizer.load(run.need("tokenizer").file("tokenizer.json")), forgotten(run)
     documents = read_documents(run.need("corpus").file("train.parquet"))
+    documents = [d for d in documents if not gone(d.id) and not gone(d.text)]
     ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
     if config.lessons:
         more = lessons(load_world(), config.seed, config.lessons, habits=config.habits)
-        ids += [f"lesson-{n}" for n in range(len(more))]
-        encoded += [encode_chat(tokenizer, m)[0] for m in more]
+        told = [encode_chat(tokenizer, m)[0] for m in more]
+        kept = [n for n, tokens in enumerate(told) if not gone(spell(tokenizer, tokens))]
+        ids += [f"lesson-{n}" for n in kept]
+        encoded += [told[n] for n in kept]
     write_shard(work, ids, encoded, tokenizer.vocab_size)
     shard = read_shard(work)
     index = make_index(shard.lengths, shard.ids, config.length, config.steps * config.rows, config.seed)

@@ -210,7 +210,7 @@ def test_stop_at_every_step_of_the_commit(small, twin, again, monkeypatch):
     card = json.loads((small.path / "sft" / "card.json").read_text())
     files = {"kind": "reward", "parents": {"sft": small.need("sft").hash}, "files": {}}
     (small.path / "reward-1" / "card.json").write_text(json.dumps(card | files))
-    for stops, name in enumerate(("_swap", "_take_away", "_remove", "_demote", "store_of", "Ledger")):
+    for stops, name in enumerate(("_swap", "take_away", "_remove", "demote", "store_of", "Ledger")):
         monkeypatch.setattr(commit, name, _stop)
         with pytest.raises(Stopped):
             forget(small, "--name", SECRET) if not stops else forget(small, *again)

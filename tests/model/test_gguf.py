@@ -95,7 +95,7 @@ def test_llama_cpp_runs_it_with_equal_logits_and_text(kind, tmp_path, tokenizer)
         assert float(top[0] - top[1]) < 0.02 * float(top.abs().max())
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("fp16", 1e-3), ("bf16", 1e-2), ("q8_0", 1e-2)])
+@pytest.mark.parametrize(("dtype", "share"), [("fp16", 1e-3), ("bf16", 1e-2), ("q8_0", 1e-2), ("q4_0", 0.15)])
 def test_smaller_numbers(dtype, share, tmp_path, tokenizer):
     model = random_model("qwen3", tokenizer)
     path = tmp_path / "m.gguf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jielong.changes.ledger import Ledger
-from jielong.run import Run
+from jielong.run import FORGETTING, Run
 
 
 def forgotten(run: Run) -> Callable[[str], bool]:
@@ -13,7 +13,9 @@ def forgotten(run: Run) -> Callable[[str], bool]:
 
     Raises UserError when the ledger does not verify, or when its key is not beside the run's folder.
     """
-    ledger = Ledger(run)
+    ledger = Ledger(
+        Run(run.path.parent) if run.path.name == FORGETTING else run
+    )  # a forgetting works in a folder of the run
     known = [
         (e["request"]["salt"], frozenset(e["records"]["fingerprints"]))
         for e in ledger.entries()

@@ -18,7 +18,7 @@ from jielong.config.feedback import (
     ThumbsConfig,
     adam,
 )
-from jielong.config.forget import AuditConfig, ForgetConfig
+from jielong.config.forget import AuditConfig, ForgetConfig, OwnerConfig, SuppressConfig
 from jielong.config.lab import (
     CodeConfig,
     CutoffConfig,
@@ -86,6 +86,7 @@ __all__ = [
     "LedgerConfig",
     "ModelConfig",
     "OptimConfig",
+    "OwnerConfig",
     "PPOConfig",
     "ParallelConfig",
     "PlanConfig",
@@ -107,6 +108,7 @@ __all__ = [
     "ScaleFitConfig",
     "ServeConfig",
     "SizeLadderConfig",
+    "SuppressConfig",
     "TeachingConfig",
     "ThumbsConfig",
     "TokenizerConfig",

@@ -364,8 +364,8 @@ class ExportConfig:
     """hf: a folder in Hugging Face's form; gguf: one file."""
     model: str = ""
     """Artifact to export; by default sft, or base where there is no sft."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16", "q8_0"] = "auto"
-    """Numbers of the matrices; auto = as they are stored. q8_0 is for gguf only."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "q8_0", "q4_0"] = "auto"
+    """Numbers of the matrices; auto = as they are stored. q8_0 and q4_0 are for gguf only."""
     out: Path | None = None
     """Where to write; by default beside the artifact."""
     force: bool = False

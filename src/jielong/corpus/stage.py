@@ -182,6 +182,12 @@ def _drop_near(items: list[Item], step: Step, fate: dict[str, str]) -> list[Item
     return kept
 
 
+def hide(steps: list[Step], texts: list[str]) -> None:
+    """Take out the examples that show one of these texts, which the run has forgotten."""
+    for step in steps:
+        step.examples = [e for e in step.examples if not any(e["text"] in t or t in e["text"] for t in texts)]
+
+
 def measure_dirt(raws: list[Raw], documents: list[Document], fate: dict[str, str]) -> dict[str, Any]:
     """Share of each kind of planted dirt that is gone, and of good documents that were lost."""
     text_of = {d.id: d.text for d in documents}
@@ -237,6 +243,7 @@ def run(config: CorpusConfig, run: Run) -> Artifact:
         kept = [d for d in documents if not gone(d.id) and not gone(d.text)]
         if len(kept) < len(documents):
             print(f"{len(documents) - len(kept)} documents were forgotten by this run and stay out.")
+            hide(steps, [d.text for d in documents if gone(d.id) or gone(d.text)])
         documents = kept
         held = [d for d in documents if int(d.id[:8], 16) < config.heldout * 2**32]
         names = {d.id for d in held}

@@ -40,6 +40,11 @@ def min_k_score(logprobs: np.ndarray, text: str) -> float:
     return float(np.sort(logprobs)[:count].mean())
 
 
+def reference_score(logprobs: np.ndarray, reference: np.ndarray) -> float:
+    """Mean log-probability of a token above that of a model that never saw the text (Carlini et al. 2021)."""
+    return float(logprobs.mean() - reference.mean())
+
+
 SCORES = {"loss": loss_score, "zlib": zlib_score, "min-k": min_k_score}
 
 
@@ -50,6 +55,24 @@ def tpr_at(scores: np.ndarray, members: np.ndarray, fpr: float) -> float:
         return math.nan
     passing = int(fpr * len(others))  # others that may pass
     return float((own > others[len(others) - 1 - passing]).mean()) if passing < len(others) else 1.0
+
+
+def extraction_strength(right: np.ndarray) -> float:
+    """Which of a text's tokens are the likeliest ones after the true text before them → 1 − k/n, where k is the shortest prefix
+    after which all are (Carlini et al. 2021; Wang et al. 2024). 1: all are; 0: the last one is not."""
+    wrong = np.flatnonzero(~right)
+    return 1.0 if not len(wrong) else 1 - (int(wrong[-1]) + 1) / len(right)
+
+
+def log_truth_ratio(right: float, wrong: Sequence[float]) -> float:
+    """Mean log-probabilities per token of the right answer and of wrong ones → log of TOFU's truth ratio, the geometric mean of
+    the wrong answers' probabilities over the right one's (Maini et al. 2024, with P = exp(mean log p))."""
+    return float(np.mean(wrong)) - right
+
+
+def truth(log_ratios: np.ndarray) -> float:
+    """Mean of min(t, 1/t): 1 where wrong answers are as likely as right ones, 0 where one kind is ruled out."""
+    return float(np.exp(-np.abs(log_ratios)).mean())
 
 
 def exposure(true: float, others: np.ndarray) -> float:

@@ -41,6 +41,12 @@ def run(config: AuditConfig, run: Run) -> list[Entry]:
 def describe(entry: Entry) -> str:
     """An entry as one line."""
     head = f"{entry['number']:4} {entry['time'][:16]} {entry['kind']}"
+    if entry["kind"] == "suppress":
+        asked = f" for {entry['request']['who']}" if entry["request"]["who"] else ""
+        made = ", ".join(entry["artifacts"])
+        return f"{head}  {entry['texts']['count']} texts {entry['word']}{asked} by {entry['method']}, no proof: {made}"
+    if entry["kind"] == "owner":
+        return f"{head}  an owner {entry['word']} by leaving the {entry['method']} out: {entry['artifacts']['owners']['fate']}"
     if entry["kind"] != "forget":
         return f"{head}  {entry['hash'][:12]}"
     records, made = entry["records"], entry["artifacts"]

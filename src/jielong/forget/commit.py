@@ -47,10 +47,10 @@ def finish(run: Run, what: dict[str, Any]) -> Entry:
         (run.work(name) / "ready").unlink(missing_ok=True)
     for name, why in what["stale"].items():
         if not (run.path / name / STALE).is_file():
-            _take_away(run, name, why)
+            take_away(run, name, why)
     for name in what["remove"]:
         _remove(run.path / name)
-    _demote(run, set(what["stale"]))
+    demote(run, set(what["stale"]))
     if what["feedback"]:
         store_of(what["store"], run).forget(what["feedback"])
     ledger = Ledger(run, Path(what["key"]) if what["key"] else None)
@@ -74,7 +74,7 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _take_away(run: Run, name: str, why: str) -> None:
+def take_away(run: Run, name: str, why: str) -> None:
     """A folder that holds nothing but the reason."""
     beside = run.path / f".{name}.stale"
     shutil.rmtree(beside, ignore_errors=True)
@@ -91,7 +91,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _demote(run: Run, gone: set[str]) -> None:
+def demote(run: Run, gone: set[str]) -> None:
     """Models that went are no longer served."""
     path = run.path / SERVING
     if not path.is_file():

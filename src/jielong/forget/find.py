@@ -17,6 +17,7 @@ from jielong.tokens.shards import DataIndex, Shard, read_shard
 from jielong.tokens.tokenizer import Tokenizer
 
 STAGES = ("base", "sft", "control")  # what train_artifact made, each with a shard and a plan of its own
+OWNER = "owner-"  # begins the names of further ones, the owners' adapters
 NAME = "forgotten-"  # what a record is called that is gone, with a number that tells nothing
 
 
@@ -88,7 +89,7 @@ def find(run: Run, request: Request, store: str) -> Found:
             if part == "train" and documents:
                 chars = sum(len(d.text) for d in hits) / max(1, sum(len(d.text) for d in documents))
                 found.shares |= {"documents": len(hits) / len(documents), "characters": chars}
-    for name in STAGES:
+    for name in stages(run):
         artifact = run.artifact(name)
         if artifact is None or not artifact.file("data_index.npz").is_file():
             continue  # an imported model was not trained here
@@ -111,6 +112,11 @@ def find(run: Run, request: Request, store: str) -> Found:
     if store or (run.path / "feedback.db").is_file():
         found.feedback = _feedback(run, request, store)
     return found
+
+
+def stages(run: Run) -> list[str]:
+    """Names of the stages that may have a shard of their own."""
+    return [*STAGES, *sorted(a.name for a in run.artifacts() if a.name.startswith(OWNER))]
 
 
 def load_stage(artifact: Artifact, work: Path, run: Run) -> Trained | None:

@@ -23,7 +23,7 @@ from jielong.corpus.documents import Document
 from jielong.forget.find import NAME, Found, Trained
 from jielong.forget.request import Request
 from jielong.forget.residue import search
-from jielong.forget.tree import Step
+from jielong.forget.tree import TOGETHER, Step
 from jielong.run import CARD, FORGETTING, Artifact, Run, sha256_file, write_atomic
 from jielong.tokens.shards import write_without
 from jielong.tokens.tokenizer import Tokenizer
@@ -57,8 +57,12 @@ def make(run: Run, shadow: Run, request: Request, found: Found, steps: list[Step
                 link(old.path, shadow.path / name)
             elif name == "corpus":
                 rewrite_corpus(old, shadow, request, found)
+            elif name == TOGETHER:
+                from jielong.forget.owners import add_up
+
+                add_up(shadow)
             else:
-                _train(run, shadow, step, found.trained.get(name))
+                train_stage(run, shadow, step, found.trained.get(name))
         if step.fate == "kept":
             _name_parents(shadow, name)
         done[name] = _tell(old, shadow.need(name), step, run, found.trained.get(name))
@@ -153,11 +157,11 @@ def _forget_in(metrics: dict[str, Any], gone: list[Document], shows: Any) -> Non
 # training
 
 
-def _train(run: Run, shadow: Run, step: Step, stage: Trained | None) -> None:
+def train_stage(run: Run, shadow: Run, step: Step, stage: Trained | None) -> None:
     """The stage again, from the checkpoints that had not seen the records, or, where it never saw them, only relabelled."""
     old, name = step.artifact, step.artifact.name
     if stage is None:  # fine-tuned before its work folder was cleared away
-        _stage(old, shadow, keep=False)
+        stage_again(old, shadow, keep=False)
         return
     work = shadow.work(name)
     if not (work / "ready").is_file():
@@ -172,7 +176,7 @@ def _train(run: Run, shadow: Run, step: Step, stage: Trained | None) -> None:
     if step.fate == "rewritten":
         _relabel(old, shadow, work)
     else:
-        _stage(old, shadow, keep=True)
+        stage_again(old, shadow)
 
 
 def usable_checkpoints(work: Path, step: Step, stage: Trained) -> list[int]:
@@ -203,15 +207,17 @@ def _folder(number: int) -> str:
     return f"step-{number:08d}"
 
 
-def _stage(old: Artifact, shadow: Run, keep: bool) -> None:
-    """Call the stage that made `old`, with the settings of its card, in the shadow."""
+def stage_again(old: Artifact, shadow: Run, seed: int = 0, keep: bool = True) -> None:
+    """Call the stage that made `old`, with the settings of its card, in the shadow; with another seed where it is not 0, and then
+    without checkpoints for later replays."""
     from jielong import finetune, pretrain
 
     settings = old.card["config"] | {"threads": old.card["threads"], "device": str(old.card["device"]).split()[0]}
+    settings["seed"] += seed
     if old.card["kind"] == "base":
-        pretrain.run(filled(PretrainConfig(), settings), shadow, name=old.name, keep=keep)
+        pretrain.run(filled(PretrainConfig(), settings), shadow, name=old.name, keep=keep, history=not seed)
     else:
-        finetune.run(filled(FinetuneConfig(), settings), shadow, keep=keep)
+        finetune.run(filled(FinetuneConfig(), settings), shadow, keep=keep, name=old.name)
 
 
 def train_again(run: Run, shadow: Run, old: Artifact, stage: Trained, start: int) -> None:
@@ -221,7 +227,7 @@ def train_again(run: Run, shadow: Run, old: Artifact, stage: Trained, start: int
     shutil.copyfile(run.work(old.name) / "index.npz", work / "index.npz")
     if start:
         link(run.work(old.name) / "checkpoints" / _folder(start), work / "checkpoints" / _folder(start))
-    _stage(old, shadow, keep=True)
+    stage_again(old, shadow)
 
 
 def _relabel(old: Artifact, shadow: Run, work: Path) -> None:

@@ -49,6 +49,16 @@ def run(config: ForgetConfig, run: Run) -> Entry | None:
     that asks for nothing, matches nothing or too much, and for a ledger that does not verify."""
     if not run.path.is_dir():
         raise UserError(f"There is no run {run.path}.")
+    if config.owner:
+        from jielong.forget.owners import leave_out
+
+        with run.lock():
+            return leave_out(config, run)
+    if config.method != METHOD:
+        from jielong.forget import suppress
+
+        with run.lock():
+            return suppress.run(config, run)
     with run.lock(forgetting=True):
         return _run(config, run)
 
@@ -69,7 +79,7 @@ def _run(config: ForgetConfig, run: Run) -> Entry | None:
     _check(found, request, config, run)
     steps = fates(run, found)
     _show(run, request, found, steps)
-    if not config.yes and not _agreed():
+    if not config.yes and not agreed("forget"):
         say("Nothing was changed; the same command with --yes does it.")
         return None
     stamp = hashlib.sha256(
@@ -152,11 +162,11 @@ def _excerpt(text: str, request: Request, around: int = 40) -> str:
     return ("…" if start > around else "") + piece + ("…" if end + around < len(text) else "")
 
 
-def _agreed() -> bool:
+def agreed(word: str) -> bool:
     """Did somebody type so on a terminal?"""
     if not sys.stdin.isatty():
         return False
-    return input("Type forget to do this: ").strip().lower() == "forget"
+    return input(f"Type {word} to do this: ").strip().lower() == word
 
 
 def _conclude(

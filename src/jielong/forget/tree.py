@@ -8,6 +8,7 @@ from typing import Literal
 from jielong.forget.find import STAGES, Found
 from jielong.run import Artifact, Run
 
+TOGETHER = "owners"  # the sum of the owners' adapters
 LEARNT_FROM_FEEDBACK = ("reward", "ppo", "rloo", "grpo", "dpo", "kto", "promotion")
 
 Fate = Literal["kept", "rewritten", "replayed", "rebuilt", "stale"]
@@ -38,7 +39,7 @@ def fates(run: Run, found: Found) -> list[Step]:
             return ("rewritten", f"{hits} of its records leave") if hits else ("kept", "")
         if a.name == "tokenizer":
             return "kept", "" if steps.get("corpus") is None or steps["corpus"].fate == "kept" else "not made anew"
-        if a.name in STAGES and a.name in found.trained:
+        if a.name in found.trained:
             own = found.trained[a.name]
             if changed and not a.card["config"].get("from_scratch"):
                 return "rebuilt", f"{changed[0]} is another"
@@ -49,10 +50,14 @@ def fates(run: Run, found: Found) -> list[Step]:
             return "kept", "trained from random weights without these records" if changed else ""
         if a.name in STAGES and changed and a.card["kind"] == "sft" and not a.card["config"].get("from_scratch"):
             return "rebuilt", f"{changed[0]} is another"
+        if a.name == TOGETHER and changed and all(steps[p].fate != "stale" for p in parents):
+            return "rebuilt", f"{changed[0]} is another"
         if a.name == "report":
             return "stale", "it shows the run as it was"
         if changed:
             return "stale", f"it came of {changed[0]}"
+        if a.card["kind"] == "suppressed" and found:
+            return "stale", "other records than these stood beside them in its training"
         if found.feedback and a.card["kind"] in LEARNT_FROM_FEEDBACK:
             return "stale", "it learnt from feedback that leaves"
         return "kept", ""

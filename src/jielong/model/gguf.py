@@ -20,7 +20,7 @@ from jielong.model.gpt import rope_frequencies
 from jielong.model.hf import FAMILIES, family_of
 
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q5_0", "Q5_1", "Q5_K")
-WRITABLE = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
+WRITABLE = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 LLAMA3 = {"rope_low": 1.0, "rope_high": 4.0, "rope_original": 8192}  # of every published Llama 3.x
 
 
@@ -183,7 +183,7 @@ def write_gguf(
     path: Path, c: ModelConfig, state: dict[str, Tensor], dtype: str, vocabulary: dict[str, Any], name: str
 ) -> None:
     """Write a file that llama.cpp runs. `vocabulary` is tokens.gguf_vocabulary.to_gguf's; matrices are stored as
-    `dtype` (rows that do not divide into blocks of Q8_0: as F16), vectors as float32."""
+    `dtype` (rows that do not divide into blocks of Q8_0 or Q4_0: as F16), vectors as float32."""
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
 
@@ -210,7 +210,7 @@ def write_gguf(
 
     def put(target: str, t: Tensor) -> None:
         kind = "F32" if t.ndim == 1 else WRITABLE[dtype]
-        if kind == "Q8_0" and t.shape[-1] % 32:
+        if kind in ("Q8_0", "Q4_0") and t.shape[-1] % 32:
             kind = "F16"
         values = t.float().contiguous().numpy()
         qtype = GGMLQuantizationType[kind]

@@ -23,8 +23,9 @@ from datatrove.data import Document as Passing
 from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
 
+from jielong.changes.forgotten import forgotten
 from jielong.config import CorpusBuildConfig
-from jielong.corpus.build.funnel import Tally, funnel_report, measure, read_funnel
+from jielong.corpus.build.funnel import Tally, funnel_report, hide, measure, read_funnel
 from jielong.corpus.build.inputs import Bad
 from jielong.corpus.build.mix import picked, shares, total
 from jielong.corpus.build.page import funnel_page
@@ -62,7 +63,9 @@ class Collect(PipelineStep):
         tallies = read_funnel(folder, self.steps)
         for bad in self.bad:
             tallies[0].unreadable(bad.source, bad.path, bad.reason)
+        self.gone, self.passed = forgotten(Run(self.config.run)), dict[str, str]()
         copies, size = self._survey()
+        hide(tallies, self.passed.values())
         tally = Tally("mix")
         with Run(self.config.run).build("corpus", kind="corpus", config=self.config, seed=self.recipe.seed) as build:
             documents = by_id(self._documents, size, f"{self.folder}/parts")
@@ -75,6 +78,7 @@ class Collect(PipelineStep):
                     "Look at the recipe's languages and rules, or give more text."
                 )
             build.extra["recipe"] = dataclasses.asdict(self.recipe)
+            build.extra["passed_over"] = len(self.passed)  # documents that the run has forgotten
             (build.path / "funnel.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
             (build.path / "funnel.html").write_text(funnel_page(report), encoding="utf-8")
             (build.path / "quarantine.jsonl").write_text(self._quarantine(folder), encoding="utf-8")
@@ -87,7 +91,11 @@ class Collect(PipelineStep):
     def _documents(self) -> Iterator[Passing]:
         stored = Stored(f"{self.folder}/clean")
         for rank in range(self.tasks):
-            yield from stored.run(rank=rank)
+            for d in stored.run(rank=rank):
+                if self.gone(d.id) or self.gone(d.text):  # a text that came in another wrapping has another id
+                    self.passed[d.id] = d.text
+                else:
+                    yield d
 
     def _survey(self) -> tuple[np.ndarray, int]:
         """How often (n,) int64 each document is taken, by the weights of the sources, in the order of the ids; and the

@@ -98,6 +98,14 @@ def merged(step: str, parts: Iterable[dict[str, Any]]) -> Tally:
     return whole
 
 
+def hide(tallies: Iterable[Tally], texts: Iterable[str]) -> None:
+    """Take out the examples that show one of these texts: what a run has forgotten is not shown in its report."""
+    texts = list(texts)
+    for tally in tallies:
+        for reason, rows in tally.examples.items():
+            tally.examples[reason] = [r for r in rows if not any(r[1] in t or t in r[1] for t in texts)]
+
+
 def read_funnel(folder: Any, steps: list[str]) -> list[Tally]:
     """The rows of the steps, in their order, of everything that the tasks saved."""
     found = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datatrove.data import Document
@@ -14,6 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
+from jielong.changes.forgotten import forgotten
 from jielong.corpus.build.funnel import Tally
 from jielong.corpus.build.inputs import Bad, InputFile
 from jielong.corpus.build.parts import LineRange, only_forward
@@ -22,6 +23,7 @@ from jielong.corpus.documents import record_id
 from jielong.corpus.licences import declared_licence, is_licence_file, licence_of
 from jielong.corpus.readers import read_stream, unpack
 from jielong.errors import UserError
+from jielong.run import Run
 
 
 class Read(PipelineStep):
@@ -33,14 +35,17 @@ class Read(PipelineStep):
     name = "read"
     type = "jielong"
 
-    def __init__(self, shares: list[list[InputFile]], folder: str, largest: int):
+    def __init__(self, shares: list[list[InputFile]], folder: str, largest: int, run: Path | None = None):
+        """What the run in the folder `run` has forgotten is passed over, whatever the steps behind would make of it."""
         super().__init__()
+        self.home = run
         self.shares = shares
         self.folder = get_datafolder(folder)
         self.largest = largest
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         tally = Tally(self.name)
+        gone = forgotten(Run(self.home)) if self.home else lambda _: False
         with self.folder.open(f"quarantine/{rank:05d}.jsonl", "w", encoding="utf-8") as quarantine:
             for file in self.shares[rank]:
 
@@ -50,6 +55,8 @@ class Read(PipelineStep):
                     tally.unreadable(file.source, file.path, reason)
 
                 for document in read_file(file, self.largest, bad):
+                    if gone(document.id):
+                        continue
                     tally.enter(document)
                     tally.leave(document)
                     yield document

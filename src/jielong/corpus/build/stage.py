@@ -116,7 +116,7 @@ def plan(config: CorpusBuildConfig, recipe: Recipe, inputs: Inputs, screens: lis
         return DropMarked(folder, "exact", "exact duplicates", "same text", counted)
 
     kept, signed, clean = (f"{folder}/{name}" for name in ("kept", "signed", "clean"))
-    read = Read(inputs.tasks, folder, recipe.largest)
+    read = Read(inputs.tasks, folder, recipe.largest, config.run)
     stages = [
         Stage("read", [read, *screens, Keys(folder, "exact", document_keys), Store(kept)], tasks),
         Stage("find-exact", [Find(folder, "exact")], SHARDS, light=True),

@@ -1,0 +1,172 @@
+"""The texts of an approximate forgetting as the model reads them: answers to prompts, and what the exam asks about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jielong.align.scoring import Answered
+from jielong.corpus.canaries import CODES, Canary
+from jielong.errors import UserError
+from jielong.forget.find import Trained
+from jielong.tokens.chat import check_messages, encode_chat
+from jielong.tokens.tokenizer import Tokenizer
+
+WRONG = 5  # wrong answers beside a right one
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question of the exam: the true answer as it was taught, the same in other words, and wrong ones."""
+
+    true: Answered
+    right: Answered
+    wrong: tuple[Answered, ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A record, or a line of a file: what is learnt of it, and what is asked about it."""
+
+    answers: tuple[Answered, ...]
+    probe: Probe
+    own: bool = False
+    """It brought wrong answers of its own."""
+
+
+def of_tokens(tokens: Sequence[int], learnt: Sequence[bool] | None, context: int) -> list[Answered]:
+    """The parts of a record from which something is learnt, each behind everything before it. A document, of which all is learnt,
+    stands behind its first token, an end of text. What is longer than the context is cut into pieces."""
+    learnt = [n > 0 for n in range(len(tokens))] if learnt is None else list(learnt)
+    found, n = [], 1
+    while n < len(tokens):
+        if not learnt[n]:
+            n += 1
+            continue
+        end = n
+        while end < len(tokens) and learnt[end]:
+            end += 1
+        at, start = n, max(0, n - context // 2)  # a long prompt keeps its end
+        while at < end:
+            stop = min(end, start + context)
+            found.append(Answered(tuple(tokens[start:at]), tuple(tokens[at:stop])))
+            at, start = stop, max(0, stop - 1)
+        n = end
+    return found
+
+
+def of_record(stage: Trained, number: int, context: int) -> list[Answered]:
+    """The same of a record of a trained stage."""
+    part = slice(stage.shard.starts[number], stage.shard.starts[number + 1])
+    mask = None if stage.shard.trained is None else np.asarray(stage.shard.trained[part]).tolist()
+    return of_tokens(np.asarray(stage.shard.tokens[part]).tolist(), mask, context)
+
+
+def text_of(answers: Sequence[Answered], probe: Probe | None = None) -> Text:
+    """A text whose probe is its longest answer; a document's is its second half behind its first."""
+    if probe is None:
+        best = max(answers, key=lambda a: len(a.answer))
+        if len(best.prompt) == 1 and len(best.answer) > 3:
+            cut = len(best.answer) // 2
+            best = Answered((*best.prompt, *best.answer[:cut]), best.answer[cut:])
+        return Text(tuple(answers), Probe(best, best))
+    return Text(tuple(answers), probe, bool(probe.wrong))
+
+
+def of_canary(tokenizer: Tokenizer, canary: Canary, seed: int = 0) -> Probe:
+    """Its secret among `WRONG` other codes."""
+    rng = np.random.default_rng([seed, int(canary.code)])
+    codes = [f"{n:04}" for n in rng.choice(CODES, WRONG + 1, replace=False)]
+    prefix = [tokenizer.end_of_text, *tokenizer.encode(canary.prefix)]
+
+    def told(code: str) -> Answered:
+        ids = [tokenizer.end_of_text, *tokenizer.encode(canary.telling(code))]
+        same = next((n for n, (a, b) in enumerate(zip(prefix, ids)) if a != b), len(prefix))
+        return Answered(tuple(ids[:same]), tuple(ids[same:]))
+
+    true = told(canary.code)
+    return Probe(true, true, tuple(told(c) for c in [c for c in codes if c != canary.code][:WRONG]))
+
+
+def with_wrong(texts: Sequence[Text], others: Sequence[Text], seed: int) -> list[Text]:
+    """Texts without wrong answers get those of other texts, the same ones each time."""
+    if len(others) < 2:
+        return list(texts)
+    found = []
+    for n, text in enumerate(texts):
+        if not text.probe.wrong:
+            rng = np.random.default_rng([seed, n])
+            drawn = rng.choice(len(others), min(WRONG, len(others)), replace=False)
+            answers = [others[i].probe.true.answer[: len(text.probe.true.answer)] for i in drawn]
+            wrong = tuple(Answered(text.probe.true.prompt, a) for a in answers if a != text.probe.true.answer)
+            text = replace(text, probe=replace(text.probe, wrong=wrong))
+        found.append(text)
+    return found
+
+
+# files
+
+
+def read_examples(path: Path, tokenizer: Tokenizer, context: int, chat: bool) -> list[Text]:
+    """The texts of a JSONL file (gzip too). Raises UserError that names the line."""
+    found = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text = _example(row, tokenizer, context, chat)
+        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+            raise UserError(
+                f'{path}, line {number}: {error}. Each line needs {{"text"}}, {{"messages"}} or {{"question", "answer"}}.'
+            ) from error
+        if text is not None:
+            found.append(text)
+    if not found:
+        raise UserError(f"{path} holds no texts.")
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """Raises UserError when the file cannot be read."""
+    import gzip
+
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return raw.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a UTF-8 JSONL file.") from error
+
+
+def _example(row: dict[str, Any], tokenizer: Tokenizer, context: int, chat: bool) -> Text | None:
+    if "question" in row:
+        true = question(tokenizer, row["question"], row["answer"], context, chat)
+        right = question(tokenizer, row["question"], row.get("paraphrased_answer") or row["answer"], context, chat)
+        wrong = [question(tokenizer, row["question"], a, context, chat) for a in row.get("perturbed_answer", ())]
+        return text_of([true], Probe(true, right, tuple(wrong))) if wrong else text_of([true])
+    if "messages" in row:
+        check_messages(row["messages"])
+        tokens, learnt = encode_chat(tokenizer, row["messages"])
+        answers = of_tokens(tokens[:context], learnt[:context], context)
+    else:
+        tokens = [tokenizer.end_of_text, *tokenizer.encode(str(row["text"])), tokenizer.end_of_text]
+        answers = of_tokens(tokens, None, context)
+    return text_of(answers) if answers else None
+
+
+def question(tokenizer: Tokenizer, asked: str, answer: str, context: int, chat: bool) -> Answered:
+    """A question and its answer, in a conversation where the model was taught to chat, else as TOFU writes them for others."""
+    if chat:
+        ids, learnt = encode_chat(
+            tokenizer, [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        )
+        first = learnt.index(True)
+        return Answered(tuple(ids[:first][-context // 2 :]), tuple(i for i, k in zip(ids, learnt) if k)[: context // 2])
+    prompt = tokenizer.prompt(f"Question: {asked}\nAnswer:")
+    said = tokenizer.encode(f" {answer}")
+    return Answered(tuple(prompt[-context // 2 :]), (*said, tokenizer.end_of_text)[: context // 2])

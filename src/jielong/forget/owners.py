@@ -1,0 +1,148 @@
+"""Adapters: each owner's conversations make a low-rank change of their own to a frozen base, and what is served is the base with all
+of them. Forgetting an owner is leaving their change out: the sum is made anew of the base and the others, so that it is, bit for
+bit, the one that would be there had the owner never come. That holds for what the owner brought, not for what the base knew before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+from typing import Any
+
+from jielong.changes.ledger import Entry, Ledger
+from jielong.config import FinetuneConfig, ForgetConfig, OwnerConfig
+from jielong.errors import UserError
+from jielong.finetune import run as finetune
+from jielong.forget import commit
+from jielong.forget.find import OWNER
+from jielong.forget.tree import TOGETHER
+from jielong.model.delta import Delta, joined, save_delta
+from jielong.model.gpt import read_shape, write_shape
+from jielong.model.lora import ADAPTER
+from jielong.run import Artifact, Run, sha256_file
+from jielong.tokens.tokenizer import copy_tokenizer
+
+NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+
+def run(config: OwnerConfig, run: Run) -> Artifact:
+    """Train an owner's adapter and put all of them together. The caller holds the run's lock. Raises UserError for a name that
+    is none or taken, and without conversations."""
+    if not config.name:
+        if not owners(run):
+            raise UserError(f"{run.path} has no owners yet; name one with --name and --finetune.conversations FILE.")
+        return put_together(run)
+    if not NAME.fullmatch(config.name):
+        raise UserError(f"{config.name!r} is no name for an owner; use letters, digits, - and _.")
+    if config.finetune.conversations is None:
+        raise UserError("An owner needs conversations of their own: --finetune.conversations FILE.")
+    if config.finetune.lora_rank < 1 or config.finetune.from_scratch:
+        raise UserError("An owner's adapter needs --finetune.lora-rank of at least 1, and the base to stand on.")
+    name = OWNER + config.name
+    if run.artifact(name) is not None:
+        raise UserError(
+            f"{run.path / name} exists; forget the owner first (`jielong forget {run.path} --owner {config.name}`)."
+        )
+    finetune(config.finetune, run, name=name)
+    return put_together(run)
+
+
+def owners(run: Run) -> list[Artifact]:
+    """The adapters, by name."""
+    return sorted((a for a in run.artifacts() if a.name.startswith(OWNER)), key=lambda a: a.name)
+
+
+def change(adapter: Artifact) -> Delta:
+    """An adapter's low-rank change: U = scale · B, V = A for each matrix."""
+    from safetensors.torch import load_file
+
+    parts = load_file(adapter.file("adapter.safetensors"))
+    scale = json.loads(adapter.file(ADAPTER).read_text(encoding="utf-8"))["scale"]
+    names = [n.removesuffix(".lora.a") for n in parts if n.endswith(".lora.a")]
+    return Delta({f"{n}.weight": (scale * parts[f"{n}.lora.b"], parts[f"{n}.lora.a"]) for n in sorted(names)})
+
+
+def put_together(run: Run) -> Artifact:
+    """Make the artifact `owners` of all adapters, and serve it."""
+    made = add_up(run)
+    if run.serving() != TOGETHER:
+        run.promote(TOGETHER)
+    return made
+
+
+def add_up(run: Run, without: str = "") -> Artifact:
+    """The artifact `owners`: one change on the base that is the sum of all adapters but `without`, in the order of their names.
+    Raises UserError for an adapter of another base."""
+    base, adapters = run.need("base"), [a for a in owners(run) if a.name != without]
+    for adapter in adapters:
+        adapter.verify()
+        if adapter.card["parents"].get("base") != base.hash:
+            raise UserError(f"{adapter.path} was trained on another base; forget that owner and teach it again.")
+    with run.build(TOGETHER, kind="sft", config=FinetuneConfig(), parents=[base, *adapters]) as build:
+        save_delta(joined([change(a) for a in adapters]), build.path, base)
+        write_shape(read_shape(base.path), build.path)
+        copy_tokenizer(base.file("tokenizer.json"), build.path)
+        build.metrics = {"parameters": base.card["metrics"]["parameters"], "chat": True, "owners": len(adapters)}
+    return build.artifact
+
+
+def leave_out(config: ForgetConfig, run: Run) -> Entry | None:
+    """Forget an owner: delete the adapter, its tokens and checkpoints, and make the sum anew; the ledger's entry, None when it was
+    only shown. Raises UserError for an owner who is not there."""
+    from jielong.forget.stage import agreed, say
+
+    name = OWNER + config.owner
+    if config.record or config.name or config.grep or config.request:
+        raise UserError("--owner forgets all that an owner taught; ask for records in a command of their own.")
+    ledger = Ledger(run, config.key)
+    if problems := ledger.problems():
+        raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
+    adapter = run.artifact(name)
+    if adapter is None:
+        known = ", ".join(a.name.removeprefix(OWNER) for a in owners(run)) or "none"
+        raise UserError(f"{run.path} has no owner {config.owner!r}; there are: {known}.")
+    before = run.artifact(TOGETHER)
+    children = descendants(run, TOGETHER)
+    say(f"{name} leaves {run.path}: the base stays, {TOGETHER} is made anew of the other {len(owners(run)) - 1}.")
+    if children:
+        say(f"  taken away, as they came of {TOGETHER}: {', '.join(children)}")
+    if not config.yes and not agreed("forget"):
+        say("Nothing was changed; the same command with --yes does it.")
+        return None
+    for child in children:
+        commit.take_away(
+            run,
+            child,
+            f"{run.path / child} was taken away: it came of owners' adapters, one of which was forgotten. Make it again.",
+        )
+    if len(owners(run)) > 1:
+        after: dict[str, Any] = {"fate": "summed anew", "after": add_up(run, without=name).hash}
+        after["weights"] = sha256_file(run.need(TOGETHER).file("delta.safetensors"))
+    else:
+        shutil.rmtree(run.path / TOGETHER)
+        after = {"fate": "deleted, as the last owner left", "after": ""}
+    entry = ledger.append(
+        "owner", method="adapter", word="forgotten", exact=True,
+        request={"id": secrets.token_hex(8), "who": config.who, "why": config.why},
+        owner=ledger.fingerprint(config.owner, salt := secrets.token_hex(16)), salt=salt,
+        artifacts={TOGETHER: {"before": before.hash if before else "", **after}}, stale=children,
+        limits=["what the base knew before the owner came", "the file of conversations that the adapter was taught from, and its copies",
+                "what others' conversations say of the owner"],
+    )  # fmt: skip
+    shutil.rmtree(run.path / name)  # last: what stops before begins again
+    shutil.rmtree(run.work(name), ignore_errors=True)
+    commit.demote(run, set(children))
+    say(f"{config.owner} is forgotten: entry {entry['number']} of {ledger.path}.")
+    return entry
+
+
+def descendants(run: Run, name: str) -> list[str]:
+    """Artifacts that came of `name`, directly or not."""
+    found: list[str] = []
+    for artifact in run.artifacts():
+        parents = artifact.card.get("parents") or {}
+        if artifact.name != name and any(p == name or p in found for p in parents):
+            found.append(artifact.name)
+    return found

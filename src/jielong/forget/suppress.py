@@ -1,0 +1,266 @@
+"""`jielong forget --method NAME`: an approximate method makes texts unlikely. They are suppressed, not forgotten: the records stay in
+the run, no proof says that the weights are free of them, and the exam shows how near a twin without them the model came."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jielong.align.policy import save_policy
+from jielong.align.scoring import merged_copy
+from jielong.changes.guard import Limit, judge
+from jielong.changes.ledger import Entry, Ledger
+from jielong.config import ForgetConfig, SuppressConfig
+from jielong.config.feedback import adam
+from jielong.errors import UserError
+from jielong.forget.case import Case, answers, gather
+from jielong.forget.columns import Column, examine_model, lines, plain_figures, together
+from jielong.forget.methods import method as method_of
+from jielong.forget.methods.method import Method, Scene
+from jielong.forget.twins import make_twin
+from jielong.model.gpt import GPT, load_model
+from jielong.model.lora import add_lora
+from jielong.run import Artifact, Run
+from jielong.train.bar import training_bar
+from jielong.train.loop import History, LoopConfig, dtype_of, train, use_threads
+from jielong.train.making import begin, content
+
+KIND, WORD = "suppressed", "suppressed"
+
+
+def run(config: ForgetConfig, run: Run) -> Entry | None:
+    """Suppress what the request asks for, examine and record it; the ledger's entry, None when it was only shown. The caller holds
+    the run's lock. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
+    method = method_of(config.method)
+    settings = resolved(config.suppress, method)
+    ledger = Ledger(run, config.key)
+    if problems := ledger.problems():
+        raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
+    case = gather(config, settings, run)
+    steps = steps_of(settings, len(answers(case.forget)))
+    show(config, run, case, settings, steps)
+    if not config.yes and not agreed():
+        say("Nothing was changed; the same command with --yes does it.")
+        return None
+    last = run.newest(KIND)
+    name = f"{KIND}-{1 if last is None else int(last.name.rpartition('-')[2]) + 1}"
+    settings = dataclasses.replace(settings, threads=use_threads(settings.threads))
+    work = run.work(name)
+    texts = hashlib.sha256(repr(answers(case.forget)).encode()).hexdigest()
+    making = {
+        "config": content(settings), "method": config.method, "parents": {case.start.name: case.start.hash},
+        "texts": texts, "twins": config.twins, "samples": config.samples,
+    }  # fmt: skip
+    begin(work, making, settings.threads)
+    tuned = None
+    if settings.tune:
+        from jielong.forget.tuning import tuned_on_decoys
+
+        tuned = tuned_on_decoys(config, settings, run, case, work / "tuned.json")
+        settings = dataclasses.replace(settings, lr=tuned["lr"], epochs=tuned["epochs"])
+    start = load_model(case.start.path)
+    before = cached(work / "before.json", lambda: examine_model(start, case.tokenizer, case.material, case.chat))
+    model, history = suppress(method, start, case, settings, work)
+    after = cached(work / "after.json", lambda: examine_model(model, case.tokenizer, case.material, case.chat))
+    try:
+        guard(config, together(before, after, [], len(case.forget)))
+    except UserError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    twins, unmade = twin_columns(config.twins, run, case, work)
+    columns = together(before, after, twins, len(case.forget))
+    with run.build(name, kind=KIND, config=settings, parents=[case.start], seed=settings.seed) as build:
+        save_policy(model, case.start, build.path)
+        build.threads = settings.threads
+        build.metrics = {
+            "parameters": model.parameter_count(), "chat": case.chat, "word": WORD, "method": config.method,
+            "steps": len(history.loss), "train_seconds": round(history.seconds, 2), "loss": history.loss,
+            "exam": plain_figures(columns), "tuned": tuned,
+        }  # fmt: skip
+    entry = record(config, settings, run, case, ledger, build.artifact, columns, tuned, unmade)
+    run.promote(name)
+    shutil.rmtree(work, ignore_errors=True)
+    print("\n".join(lines(columns)))
+    say(
+        f"{len(case.forget)} texts are {WORD}, not forgotten: entry {entry['number']} of {ledger.path}; {name} is served."
+    )
+    return entry
+
+
+def resolved(config: SuppressConfig, method: Method) -> SuppressConfig:
+    """The settings with the method's own where none were given. Raises UserError for senseless ones."""
+    known = dataclasses.asdict(config)
+    filled = dataclasses.replace(config, **{k: v for k, v in method.defaults.items() if known[k] is None})
+    for name in ("lr", "epochs"):
+        if getattr(filled, name) <= 0:
+            raise UserError(f"--suppress.{name} must be above 0.")
+    if filled.beta is not None and filled.beta <= 0:
+        raise UserError("--suppress.beta must be above 0; gradient ascent is --method graddiff.")
+    if min(filled.rows, filled.keep) < 1 or min(filled.tune, filled.lora_rank) < 0:
+        raise UserError("--suppress.rows and --suppress.keep must be at least 1, tune and lora-rank at least 0.")
+    return filled
+
+
+def steps_of(settings: SuppressConfig, items: int) -> int:
+    return max(1, round((settings.epochs or 1.0) * items / min(settings.rows, items)))
+
+
+# the training
+
+
+def suppress(
+    method: Method,
+    start: GPT,
+    case: Case,
+    settings: SuppressConfig,
+    work: Path,
+    observe: Callable[[GPT, int], dict[str, Any]] | None = None,
+    observe_steps: frozenset[int] = frozenset(),
+) -> tuple[GPT, History]:
+    """A changed copy of the model. `observe` is called with it after the steps `observe_steps`."""
+    frozen = merged_copy(start)
+    model = merged_copy(start).requires_grad_(True)
+    if settings.lora_rank:
+        add_lora(model, settings.lora_rank, settings.lora_alpha or 2.0 * settings.lora_rank, settings.seed)
+    dtype = dtype_of(settings.precision)
+    forget, retain = answers(case.forget), answers(case.retain)
+    scene = Scene(model, frozen, case.tokenizer, forget, retain, settings, dtype)
+    method.prepare(scene)
+    steps, rows = steps_of(settings, len(forget)), min(settings.rows, len(forget))
+
+    def loss_of(model: GPT, step: int, dtype: torch.dtype) -> torch.Tensor:
+        return method.loss(
+            scene, drawn(len(forget), rows, step, settings.seed, 0), drawn(len(retain), rows, step, settings.seed, 1)
+        )
+
+    loop = LoopConfig(
+        steps, adam(settings.lr or 1e-4), settings.precision, settings.threads, settings.checkpoint_seconds,
+        2 * rows, "suppress", history=False,
+    )  # fmt: skip
+    with training_bar("suppress", steps) as progress:
+        history = train(model, [loss_of], loop, work / "checkpoints", observe, observe_steps, progress)
+    method.finish(scene)
+    return model, history
+
+
+def drawn(count: int, rows: int, step: int, seed: int, kind: int) -> list[int]:
+    """The texts of a step: epoch after epoch, each in an order of its own."""
+    import numpy as np
+
+    at, found = step * rows, []
+    while len(found) < min(rows, count):
+        epoch, place = divmod(at + len(found), count)
+        found += (
+            np.random.default_rng([seed, kind, epoch]).permutation(count)[place : place + rows - len(found)].tolist()
+        )
+    return found
+
+
+# the exam
+
+
+def cached(path: Path, make: Callable[[], Column]) -> Column:
+    if not path.is_file():
+        column = make()
+        column.save(path)
+    return Column.load(path)
+
+
+def twin_columns(count: int, run: Run, case: Case, work: Path) -> tuple[list[Column], str]:
+    """The columns of the twins, and why there are none."""
+    columns = []
+    for number in range(count):
+        path = work / f"twin-{number}.json"
+        if not path.is_file():
+            folder = work / f"twin-{number}"
+            started = time.perf_counter()
+            twin = make_twin(run, folder, case.names, case.found, number)
+            if twin is None:
+                return [], f"nothing of {case.start.name} was trained on these texts here, so no twin can be"
+            say(f"twin {number + 1} of {count}: {time.perf_counter() - started:.0f} s")
+            examine_model(load_model(twin.path), case.tokenizer, case.material, case.chat).save(path)
+            shutil.rmtree(folder)
+        columns.append(Column.load(path))
+    return columns, ""
+
+
+def guard(config: ForgetConfig, columns: dict[str, dict[str, float]]) -> None:
+    """Raises UserError, before anything is written, when the change breaks the rest."""
+    gentler = "lower --suppress.lr or --suppress.epochs, or raise --suppress.alpha"
+    other = "use another --method, or exact replay (--method replay)"
+    limits = [
+        Limit("bits per byte", "bits per byte of held-out text", None, 1 + config.utility, False, False, f"{gentler}; {other}"),
+        Limit("knowledge", "the share of known facts", 0.9, None, False, True, f"{gentler}; {other}"),
+    ]  # fmt: skip
+    if broken := judge(limits, columns["before"], columns["after"]):
+        raise UserError(
+            f"Refused, and nothing was changed: {'; '.join(b.text for b in broken)}. Next: {broken[0].advice}."
+        )
+
+
+# words
+
+
+def say(text: str) -> None:
+    from jielong.forget.stage import say
+
+    say(text)
+
+
+def agreed() -> bool:
+    from jielong.forget.stage import agreed
+
+    return agreed("suppress")
+
+
+def show(config: ForgetConfig, run: Run, case: Case, settings: SuppressConfig, steps: int) -> None:
+    """What will happen."""
+    say(f"{len(case.forget)} texts of {run.path} are to be {WORD} in {case.start.name} by {config.method}:")
+    for text in case.forget[:6]:
+        spelt = case.tokenizer.decode(text.answers[0].answer[:24]).replace("\n", " ")
+        say(f"  {spelt} …")
+    if len(case.forget) > 6:
+        say(f"  … and {len(case.forget) - 6} more")
+    say(f"  {steps} steps beside {len(case.retain)} texts that must stay; {config.twins} twins to compare with.")
+    say(
+        "  The texts stay in the run, and nothing proves that the weights are free of them: that is what --method replay does."
+    )
+
+
+def record(
+    config: ForgetConfig, settings: SuppressConfig, run: Run, case: Case, ledger: Ledger, made: Artifact,
+    columns: dict[str, dict[str, float]], tuned: dict[str, Any] | None, unmade: str,
+) -> Entry:  # fmt: skip
+    """The ledger's entry: what was asked, by salted hashes, what was done, and how it came out."""
+    salt, texts = secrets.token_hex(16), case.found.texts()
+    spelt = [case.tokenizer.decode([i for a in t.answers for i in a.answer]) for t in case.forget]
+    limits = [
+        "the weights: an approximate method makes texts unlikely, and nothing proves that they are gone",
+        "the records, which stay in the run's corpus, shards and feedback",
+        "the models before this one, which stay in the run",
+    ]
+    if unmade:
+        limits.append(f"a comparison with twins: {unmade}")
+    elif config.twins and case.names[-1] != case.start.name:
+        limits.append(f"twins of {case.start.name}: they are of {case.names[-1]}, from which it came")
+    return ledger.append(
+        "suppress", method=config.method, word=WORD, exact=False,
+        request={
+            "id": secrets.token_hex(8), "who": case.request.who, "why": case.request.why, "salt": salt,
+            "fingerprint": ledger.fingerprint(case.request.canonical(), salt),
+            "asked": {"records": len(case.request.ids), "names": len(case.request.names), "texts": len(case.request.texts)},
+        },
+        texts={"count": len(case.forget),
+               "fingerprints": sorted({ledger.fingerprint(t, salt) for t in (*texts, *spelt)})},
+        settings=content(settings), tuned=tuned,
+        artifacts={made.name: {"before": case.start.name, "before_hash": case.start.hash, "after": made.hash}},
+        exam=plain_figures(columns), limits=limits,
+    )  # fmt: skip

@@ -36,7 +36,7 @@ class EditConfig:
     """Where the change acts: at the subject's last token, or where the object is said; by default as the sweep found."""
     ridge: float = 0.0
     """How many keys of ordinary text weigh as much as one of the edit's; larger spares the rest, smaller insists. 0: as for the
-    earlier edits, or the default, 10."""
+    earlier edits, or the default, 100."""
     translate: bool = True
     """Correct a fact of the default corpus in the other language, too, where its names are known there."""
     new_subject: bool = False

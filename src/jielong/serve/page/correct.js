@@ -102,6 +102,7 @@ async function correct(settings) {
   try {
     const found = await (await call("/v1/edit", { ...body, translate: parts.translate.checked, ...settings })).json();
     tell(() => ({ status: [make("p", "", words().done(found.model)), ...facts(found), table(found), undoing(found.id)] }));
+    parts.status.scrollIntoView({ block: "nearest" });
     await page.refresh();
   } catch (problem) {
     tell(() => ({ trouble: refusal(problem, settings) }));

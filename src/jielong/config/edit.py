@@ -27,7 +27,7 @@ class EditConfig:
     """JSON lines with prompt, subject, target and, where you have them, old, paraphrases, neighbours and also, in place of a prompt."""
     model: str = ""
     """Artifact to edit; by default the one that is served."""
-    method: Literal["ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context"] = "ridge"
+    method: Literal["ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context", "neurons"] = "ridge"
     """ridge: a closed form over all edits at one layer, undone exactly in any order; in-context: a sentence told before the question, no
     weights; the others are the literature's."""
     layer: int = -1

@@ -161,6 +161,7 @@ def make_bench(config: EditConfig, run: Run, state: State) -> tuple[Bench, str]:
         model, tokenizer, chat, site,
         lambda wanted: key_statistics(run, state.base, model, tokenizer, list(dict.fromkeys(wanted)), chat),
         config.ridge or RIDGE,
+        inputs_of=lambda wanted: key_statistics(run, state.base, model, tokenizer, list(wanted), chat, of="mlp"),
     )  # fmt: skip
     why = "as was asked"
     if config.layer < 0:

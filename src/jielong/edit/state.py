@@ -13,7 +13,7 @@ from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods import together, told
 from jielong.generate.engine import chats
-from jielong.model.delta import Delta, delta_base, save_delta
+from jielong.model.delta import Delta, delta_base, save_delta, widened
 from jielong.model.gpt import load_model, write_shape
 from jielong.run import Artifact, Run, write_atomic
 from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
@@ -85,7 +85,7 @@ def write(
         known = {"ridge": ridge, "changes": rows}
         write_atomic(build.path / "changes.json", json.dumps(known, ensure_ascii=False, indent=1))
         base = load_model(state.base.path)
-        write_shape(base.config, build.path)
+        write_shape(dataclasses.replace(base.config, mlp_width=widened(base.config.mlp_width, delta)), build.path)
         copy_tokenizer(state.base.file("tokenizer.json"), build.path)
         chat = {"chat": chats(state.base.card, Tokenizer.load(state.base.file("tokenizer.json")))}
         build.metrics = {

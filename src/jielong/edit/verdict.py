@@ -40,14 +40,17 @@ def figures(
         share = kept(before, after, probes, group)
         if share is not None:
             old[f"{group}_kept"], new[f"{group}_kept"] = 1.0, share
-    new["weights"] = max((moved(bench, delta, name) for name in delta.parts), default=0.0)
+    new["weights"] = max(
+        (moved(bench, delta, name) for name in delta.parts if name.endswith(".down.weight")), default=0.0
+    )
     return old, new
 
 
 def moved(bench: Bench, delta: Delta, name: str) -> float:
     """√(tr(ΔCΔᵀ)/tr(WCWᵀ)): how far the matrix's outputs on ordinary text move, as a share of their size."""
     c = bench.c(int(name.split(".")[1]))
-    change, weight = delta.added(name), bench.model.state_dict()[name].double()
+    weight = bench.model.state_dict()[name].double()
+    change = delta.added(name)[:, : weight.shape[1]]  # of added neurons the outputs are not these keys'
     return float(((change @ c * change).sum() / (weight @ c * weight).sum()).sqrt())
 
 

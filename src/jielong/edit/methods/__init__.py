@@ -67,9 +67,15 @@ def _in_context() -> Editor:
     return InContext()
 
 
+def _neurons() -> Editor:
+    from jielong.edit.methods.neurons import Neurons
+
+    return Neurons()
+
+
 EDITORS: dict[str, Callable[[], Editor]] = {
     "ridge": _ridge, "r-rome": _rome, "memit": _memit, "alphaedit": _alphaedit, "ft-m": _ft_m,
-    "in-context": _in_context,
+    "in-context": _in_context, "neurons": _neurons,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 // What "Correct this answer" says, in both languages. The server's refusals come with a code and values, so that they can be said in
 // either; `mistakes` and `broken` say them.
-const METHODS = { ridge: "ridge", memit: "memit", "r-rome": "r-rome", alphaedit: "alphaedit", "ft-m": "ft-m", "in-context": "in-context" };
+const METHODS = { ridge: "ridge", memit: "memit", "r-rome": "r-rome", alphaedit: "alphaedit", "ft-m": "ft-m", "in-context": "in-context", neurons: "neurons" };
 export const CORRECT = {
   en: {
     open: "correct this answer", title: "Correct this answer",

@@ -104,7 +104,7 @@ def activation(x: Tensor, w: Tensor) -> Tensor:
 
 def widening(layers: int, old: int, layer: int, w: Tensor, down: Tensor) -> Delta:
     """The change of all layers' matrices: `layer` gets the neurons, the others as many that do nothing, since all are equally wide."""
-    n, D = w.shape
+    n = len(w)
     wide = old + -(-n // ROUND) * ROUND
     rows = torch.zeros(wide, n, dtype=torch.float64)
     rows[old : old + n] = torch.eye(n, dtype=torch.float64)

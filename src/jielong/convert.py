@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def read_source(path: Path) -> tuple[ModelConfig, dict[str, Any], Any]:
 
 def run_export(config: ExportConfig) -> Path:
     """The export stage; returns what it wrote. Raises UserError when the model has no such form or the place is taken."""
+    from jielong.generate.memory import Memory
     from jielong.model.gpt import load_state, read_shape
     from jielong.tokens.tokenizer import Tokenizer
 
@@ -126,6 +128,8 @@ def run_export(config: ExportConfig) -> Path:
     if reward and config.to == "gguf":
         raise UserError(f"{artifact.path} is a reward model, which has no GGUF form here; export it with --to hf.")
     shape, state = read_shape(artifact.path), load_state(artifact.path)
+    for note in Memory.load(artifact.path).notes:
+        print(f"jielong: not exported, since it is told and not in the weights: {note.text}", file=sys.stderr)
     dtype = config.dtype
     if dtype == "auto":
         kinds = {str(t.dtype) for t in state.values()}

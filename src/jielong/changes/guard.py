@@ -37,6 +37,12 @@ class Breach:
     name: str
     text: str
     advice: str
+    now: float = 0.0
+    before: float | None = None
+    bound: float = 0.0
+    least: bool = True
+    """Is the bound the least that is allowed, or the most?"""
+    percent: bool = True
 
 
 def judge(limits: Sequence[Limit], before: Figures, after: Figures) -> list[Breach]:
@@ -48,13 +54,14 @@ def judge(limits: Sequence[Limit], before: Figures, after: Figures) -> list[Brea
         now = after[limit.name]
         low, high = limit.bounds(before.get(limit.name, 0.0))
         if low is not None and now < low - 1e-12:
-            found.append(Breach(limit.name, _words(limit, before, now, "at least", low), limit.advice))
+            found.append(_breach(limit, before, now, low, True))
         elif high is not None and now > high + 1e-12:
-            found.append(Breach(limit.name, _words(limit, before, now, "at most", high), limit.advice))
+            found.append(_breach(limit, before, now, high, False))
     return found
 
 
-def _words(limit: Limit, before: Figures, now: float, which: str, bound: float) -> str:
+def _breach(limit: Limit, before: Figures, now: float, bound: float, least: bool) -> Breach:
     form = (lambda x: f"{x:.1%}") if limit.percent else (lambda x: f"{x:.4g}")
     was = f" (before: {form(before[limit.name])})" if limit.name in before else ""
-    return f"{limit.label} is {form(now)}{was}, allowed is {which} {form(bound)}"
+    text = f"{limit.label} is {form(now)}{was}, allowed is {'at least' if least else 'at most'} {form(bound)}"
+    return Breach(limit.name, text, limit.advice, now, before.get(limit.name), bound, least, limit.percent)

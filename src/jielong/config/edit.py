@@ -27,14 +27,18 @@ class EditConfig:
     """JSON lines with prompt, subject, target and, where you have them, old, paraphrases, neighbours and also, in place of a prompt."""
     model: str = ""
     """Artifact to edit; by default the one that is served."""
-    method: Literal["ridge", "r-rome", "memit", "alphaedit", "ft-m"] = "ridge"
-    """ridge: a closed form over all edits at one layer, undone exactly in any order; the others are the literature's."""
+    method: Literal["ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context", "neurons"] = "ridge"
+    """ridge: a closed form over all edits at one layer, undone exactly in any order; in-context: a sentence told before the question, no
+    weights; the others are the literature's."""
     layer: int = -1
     """Layer to write into; by default the best one of a sweep, which is made once for a model."""
     place: Literal["", "subject", "answer"] = ""
     """Where the change acts: at the subject's last token, or where the object is said; by default as the sweep found."""
-    ridge: float = 10.0
-    """How many keys of ordinary text weigh as much as one of the edit's; larger spares the rest, smaller insists."""
+    ridge: float = 0.0
+    """How many keys of ordinary text weigh as much as one of the edit's; larger spares the rest, smaller insists. 0: as for the
+    earlier edits, or the default, 100."""
+    translate: bool = True
+    """Correct a fact of the default corpus in the other language, too, where its names are known there."""
     new_subject: bool = False
     """Allow a subject that the run's corpus never mentions."""
     questions: int = 60

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from jielong.edit.facts import UNSPACED, Fact, continuation, occurrences, places
 from jielong.edit.values import Context, Search, at_answer, at_subject
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
-from jielong.model.delta import Delta, applied
+from jielong.model.delta import Delta, applied, widened
 from jielong.model.gpt import GPT
 from jielong.tokens.tokenizer import Tokenizer
 
@@ -49,8 +49,15 @@ class Bench:
     earlier: dict[str, tuple[str, Stored]] = field(default_factory=dict)
     """Changes that stand: id → (method, what it stored)."""
 
+    inputs_of: Callable[[Sequence[int]], Mapping[int, Tensor]] | None = None
+    """Layers → E[x xᵀ] (D, D) float64 of their feed-forward's inputs."""
+
     def c(self, layer: int) -> Tensor:
         return self.statistics([layer])[layer]
+
+    def inputs(self, layer: int) -> Tensor:
+        assert self.inputs_of is not None
+        return self.inputs_of([layer])[layer]
 
     @cached_property
     def engine(self) -> Engine:
@@ -58,7 +65,7 @@ class Bench:
 
     def current(self, delta: Delta) -> GPT:
         """A copy of the model with a change."""
-        copy = GPT(self.model.config)
+        copy = GPT(replace(self.model.config, mlp_width=widened(self.model.config.mlp_width, delta)))
         copy.load_state_dict(applied(self.model.state_dict(), {"": delta}))
         return copy.requires_grad_(False).eval()
 

@@ -4,18 +4,20 @@ and its length leak, and editing looks far better than it is (Yang et al. 2025, 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from jielong.corpus.documents import Document
 from jielong.edit.facts import Fact, continuation, fold, says
-from jielong.edit.probes import Probe
+from jielong.edit.probes import Pair, Probe
 from jielong.edit.values import batch
 from jielong.evaluate.bpb import bits_per_byte
 from jielong.generate.engine import Engine
+from jielong.generate.memory import Memory
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, causal_mask
 from jielong.tokens.tokenizer import Tokenizer
@@ -36,27 +38,23 @@ class Sat:
 def sit(
     model: GPT,
     tokenizer: Tokenizer,
-    facts: Sequence[Fact],
+    pairs: Sequence[Pair],
     probes: Sequence[Probe],
     documents: Sequence[Document] = (),
     seed: int | None = None,
+    memory: Memory | None = None,
 ) -> Sat:
     """The exam. Figures: for each group of probes the share that is answered right in free generation; es, ps, ns and their
     magnitudes under teacher forcing; bits_per_byte where there are documents; repetition and entropy of sampled texts where there is a seed."""
     engine = Engine(model, tokenizer, rows=128)
-    prompts = [
-        engine.chat_ids([{"role": "user", "content": p.prompt}]) if p.chat else tokenizer.prompt(p.prompt)
-        for p in probes
-    ]
-    replies = [r.text for r in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=ANSWER))]
-    # an old object that the question itself names (Micronesia lies in Micronesia) is no wrong answer
-    olds = ["" if fold(p.old) in fold(p.prompt) else p.old for p in probes]
-    right = [says(text, p.target, old) for p, text, old in zip(probes, replies, olds, strict=True)]
+    engine.memory = memory or Memory()
+    replies = answers(engine, [(p.prompt, p.chat) for p in probes])
+    right = [correct(p, text) for p, text in zip(probes, replies, strict=True)]
     figures: dict[str, float] = {}
     for group in dict.fromkeys(p.group for p in probes):
         own = [ok for p, ok in zip(probes, right, strict=True) if p.group == group]
         figures[group] = sum(own) / len(own)
-    figures |= forced(model, tokenizer, facts)
+    figures |= forced(engine, model, pairs)
     if documents:
         bits = bits_per_byte(model, tokenizer, list(documents))
         figures["bits_per_byte"] = sum(bits.values()) / len(bits)
@@ -65,39 +63,75 @@ def sit(
     return Sat(figures, right, replies)
 
 
+def answers(engine: Engine, asked: Sequence[tuple[str, bool]]) -> list[str]:
+    """What is said freely to each text, in a conversation where the flag says so, else behind it."""
+    prompts = [
+        engine.chat_ids([{"role": "user", "content": text}]) if chat else engine.tokenizer.prompt(text)
+        for text, chat in asked
+    ]
+    return [r.text for r in engine.generate(prompts, Sampling(temperature=0.0, max_tokens=ANSWER))]
+
+
+def correct(probe: Probe, reply: str) -> bool:
+    # an old object that the question itself names (Micronesia lies in Micronesia) is no wrong answer
+    return says(reply, probe.target, "" if fold(probe.old) in fold(probe.prompt) else probe.old)
+
+
+def possible(engine: Engine, probes: Sequence[Probe]) -> list[Probe]:
+    """The probes whose premise the model gets right before the change; those without one all stay."""
+    asked = list(dict.fromkeys((p.premise[0], p.chat) for p in probes if p.premise))
+    said = dict(zip(asked, answers(engine, asked), strict=True))
+    return [p for p in probes if p.premise is None or says(said[p.premise[0], p.chat], p.premise[1])]
+
+
+SENTENCE = re.compile(r"((?<=[.!?。！？])\s+|(?<=[。！？])|\n)")
+
+
+def still_true(documents: Sequence[Document], facts: Sequence[Fact]) -> list[Document]:
+    """The documents without the sentences that say what is no longer true: those with a fact's subject and its old object. A
+    model that was corrected should find these unlikely."""
+    gone = [(f.subject, f.old) for whole in facts for f in (whole, *whole.also) if f.old]
+    left = []
+    for document in documents:
+        parts = SENTENCE.split(document.text)  # a sentence, what stands behind it, the next one, …
+        parts = [(said, parts[2 * n + 1] if 2 * n + 1 < len(parts) else "") for n, said in enumerate(parts[::2])]
+        text = "".join(a + b for a, b in parts if not any(s in a and o in a for s, o in gone))
+        if text.strip():
+            left.append(replace(document, text=text))
+    return left
+
+
 def kept(before: Sat, after: Sat, probes: Sequence[Probe], group: str) -> float | None:
     """Of the group's probes that were answered right before, the share that still is."""
     both = [(a, b) for p, a, b in zip(probes, before.right, after.right, strict=True) if p.group == group and a]
     return sum(b for _, b in both) / len(both) if both else None
 
 
-def forced(model: GPT, tokenizer: Tokenizer, facts: Sequence[Fact]) -> dict[str, float]:
+def forced(engine: Engine, model: GPT, pairs: Sequence[Pair]) -> dict[str, float]:
     """CounterFact's scores (Meng et al. 2022) as its published code computes them: with P = exp(−mean NLL per token) the share
     with P(new) > P(old), and the mean difference, for the prompt (es, em), for its paraphrases (ps, pm), and with the true
     object in place of the new one for the neighbours (ns, nm)."""
-    pairs: dict[str, list[tuple[str, str, str]]] = {"e": [], "p": [], "n": []}
-    for fact in facts:
-        if not fact.old:
-            continue
-        pairs["e"].append((fact.prompt, fact.target, fact.old))
-        pairs["p"] += [(text, fact.target, fact.old) for text in fact.paraphrases if text[-1:] not in "?？。.!！"]
-        pairs["n"] += [(text, answer, fact.target) for text, answer in fact.neighbours]
     figures = {}
-    for name, rows in pairs.items():
-        if rows:
-            first = likelihoods(model, tokenizer, [(prompt, a) for prompt, a, _ in rows])
-            second = likelihoods(model, tokenizer, [(prompt, b) for prompt, _, b in rows])
-            figures[f"{name}s"] = sum(x > y for x, y in zip(first, second, strict=True)) / len(rows)
-            figures[f"{name}m"] = sum(x - y for x, y in zip(first, second, strict=True)) / len(rows)
+    for name in dict.fromkeys(p.group for p in pairs):
+        own = [p for p in pairs if p.group == name]
+        both = likelihoods(engine, model, [(p.question, p.prompt, x) for p in own for x in (p.more, p.less)])
+        figures[f"{name}s"] = sum(x > y for x, y in zip(both[::2], both[1::2], strict=True)) / len(own)
+        figures[f"{name}m"] = sum(x - y for x, y in zip(both[::2], both[1::2], strict=True)) / len(own)
     return figures
 
 
 @torch.inference_mode()
-def likelihoods(model: GPT, tokenizer: Tokenizer, rows: Sequence[tuple[str, str]]) -> list[float]:
-    """exp(−mean NLL) of each continuation behind its prompt."""
-    found = []
-    for at in range(0, len(rows), 32):
-        part = [(tokenizer.prompt(p), continuation(tokenizer, p, t)) for p, t in rows[at : at + 32]]
+def likelihoods(engine: Engine, model: GPT, rows: Sequence[tuple[str, str, str]]) -> list[float]:
+    """exp(−mean NLL) of each (question, prompt, continuation): behind the prompt, which where there is a question begins the
+    answer to it."""
+    found, tokenizer = [], engine.tokenizer
+    made = []
+    for question, prompt, target in rows:
+        head = engine.chat_ids([{"role": "user", "content": question}]) if question else []
+        ids = head + tokenizer.encode(prompt) if question else tokenizer.prompt(prompt)
+        made.append((ids, continuation(tokenizer, prompt, target)))
+    for at in range(0, len(made), 32):
+        part = made[at : at + 32]
         tokens = batch([[*ids, *target[:-1]] for ids, target in part])
         hidden = model(tokens, causal_mask(tokens.shape[1]))
         for row, (ids, target) in enumerate(part):

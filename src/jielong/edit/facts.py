@@ -12,12 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from jielong.errors import UserError
+from jielong.generate.memory import occurrences
 from jielong.tokens.tokenizer import Tokenizer
 
 # no space stands behind one of these: Han and Kana, full-width marks, opening brackets and quotes
 UNSPACED = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\u3000-\u30ff(\[{「『“‘]$")
-WORD = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
 FIELDS = {"prompt", "subject", "target", "old", "paraphrases", "neighbours", "also"}
+
+
+class Unclear(UserError):
+    """A correction that cannot be made as it was asked for; `code` and `values` tell programs why."""
+
+    def __init__(self, code: str, text: str, **values: Any):
+        super().__init__(text)
+        self.code, self.values = code, values
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,23 @@ class Fact:
         return hashlib.sha256(json.dumps(core, ensure_ascii=False).encode()).hexdigest()[:8]
 
     @property
+    def lang(self) -> str:
+        return language(self.prompt)
+
+    @property
     def about(self) -> tuple[str, str]:
         """Two corrections with the same value contradict each other unless their targets are equal."""
         return fold(self.subject), fold(self.prompt.replace(self.subject, "\0"))
+
+
+def language(text: str) -> str:
+    """zh where what follows the text needs no space before it, else en."""
+    return "zh" if UNSPACED.search(text) else "en"
+
+
+def spaced(text: str) -> str:
+    """What stands between the text and its continuation."""
+    return "" if UNSPACED.search(text) or text[-1:].isspace() else " "
 
 
 def fold(text: str) -> str:
@@ -57,28 +79,20 @@ def check(fact: Fact) -> Fact:
     prompt, subject, target = fact.prompt.rstrip(), fact.subject.strip(), fact.target.strip()
     for name, text in (("prompt", prompt), ("subject", subject), ("target", target)):
         if not text.strip():
-            raise UserError(f'The {name} is empty; an edit reads: "The capital of X is" --subject X --to Y.')
+            text = f'The {name} is empty; an edit reads: "The capital of X is" --subject X --to Y.'
+            raise Unclear("empty", text, field=name)
     if not occurrences(prompt.encode(), subject):
-        raise UserError(
-            f"The subject {subject!r} does not stand in the prompt {prompt!r}; write it exactly as it stands there."
+        raise Unclear(
+            "no_subject",
+            f"The subject {subject!r} does not stand in the prompt {prompt!r}; write it exactly as it stands there.",
+            subject=subject,
+            prompt=prompt,
         )
     if fact.old and fold(fact.old) == fold(target):
-        raise UserError(f"The old and the new object are both {target!r}; there is nothing to correct.")
+        text = f"The old and the new object are both {target!r}; there is nothing to correct."
+        raise Unclear("same", text, to=target)
     changes = {"prompt": prompt, "subject": subject, "target": target, "also": tuple(map(check, fact.also))}
     return Fact(**{**{n: getattr(fact, n) for n in FIELDS}, **changes})
-
-
-def occurrences(text: bytes, subject: str) -> list[int]:
-    """Where each occurrence of the subject ends in `text`, in bytes; not inside a longer word (Niger in Nigeria)."""
-    found, raw, at = [], subject.encode(), -1
-    while (at := text.find(raw, at + 1)) >= 0:
-        end = at + len(raw)
-        left = text[:at].decode("utf-8", "ignore")[-1:]
-        right = text[end:].decode("utf-8", "ignore")[:1]
-        if (WORD.match(left) and WORD.match(subject[0])) or (WORD.match(right) and WORD.match(subject[-1])):
-            continue
-        found.append(end)
-    return found
 
 
 def places(tokenizer: Tokenizer, ids: Sequence[int], subject: str) -> list[int]:
@@ -97,7 +111,7 @@ def places(tokenizer: Tokenizer, ids: Sequence[int], subject: str) -> list[int]:
 def continuation(tokenizer: Tokenizer, prompt: str, target: str) -> list[int]:
     """Token ids of the target behind the prompt: with one space before it, or none behind Chinese and opening brackets."""
     target = target.strip()
-    joint = "" if UNSPACED.search(prompt) or prompt[-1:].isspace() else " "
+    joint = spaced(prompt)
     head, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + joint + target)
     if whole[: len(head)] == head:
         return whole[len(head) :]

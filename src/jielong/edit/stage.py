@@ -9,75 +9,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jielong.changes.guard import Breach, Limit, judge
+from jielong.changes.guard import judge
 from jielong.changes.ledger import Entry, Ledger
 from jielong.config import ChangesConfig, EditConfig, UndoConfig
 from jielong.corpus.documents import Document, read_documents
+from jielong.corpus.world import load_world
 from jielong.edit import facts as reading
-from jielong.edit.bench import Bench, Site, Stored
-from jielong.edit.exam import Sat, kept, sit
-from jielong.edit.facts import Fact
-from jielong.edit.methods import editor, together
-from jielong.edit.probes import Probe, about, enriched, nearby, other_language, rest
+from jielong.edit.bench import Bench, Site
+from jielong.edit.exam import answers, possible, sit, still_true
+from jielong.edit.facts import Fact, Unclear
+from jielong.edit.methods import editor, told
+from jielong.edit.probes import Probe, about, enriched, known, nearby, other_language, pairs, rest, ripple, translated
+from jielong.edit.state import Change, State, read_changes, standing, whole, write
 from jielong.edit.statistics import key_statistics
 from jielong.edit.sweep import sweep
+from jielong.edit.verdict import Refused, figures, limits, say, show
 from jielong.errors import UserError
 from jielong.generate.engine import Engine, chats
 from jielong.generate.sampling import Sampling
-from jielong.model.delta import Delta, delta_base, save_delta
-from jielong.model.gpt import GPT, load_model, write_shape
-from jielong.run import Artifact, Run, write_atomic
-from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
+from jielong.model.gpt import load_model
+from jielong.run import Artifact, Run
+from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
 
-EDITED = "edited"
+__all__ = ["State", "changes", "read_changes", "run", "standing", "undo"]
+RIDGE = 100.0  # λ where nobody names one
 DOCUMENTS = 60  # held-out ones whose bits are counted
-
-
-def say(text: str) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(text, markup=False)
-
-
-class Refused(UserError):
-    """The guard's answer; nothing was written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """An edit that an artifact holds."""
-
-    id: str
-    method: str
-    fact: Fact
-    stored: Stored
-    replaces: tuple[str, ...] = ()
-    """Edits of the same fact that it stands for; they come back when it is undone."""
-
-
-def standing(changes: Sequence[Change]) -> list[Change]:
-    """Those that no other one replaces."""
-    gone = {i for c in changes for i in c.replaces}
-    return [c for c in changes if c.id not in gone]
-
-
-@dataclasses.dataclass
-class State:
-    """A model to be edited: its base, and the edits that it has on top."""
-
-    artifact: Artifact
-    base: Artifact
-    changes: list[Change]
-    ridge: float | None = None
-    """λ of its closed form."""
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> State:
-        if artifact.card["kind"] != EDITED:
-            return cls(artifact, artifact, [])
-        held, ridge = read_changes(artifact.path)
-        return cls(artifact, Artifact(delta_base(artifact.path)), held, ridge)
 
 
 def run(config: EditConfig, run: Run) -> Artifact:
@@ -89,10 +46,15 @@ def run(config: EditConfig, run: Run) -> Artifact:
     ledger.entries()  # a broken chain stops everything
     use_threads(config.threads)
     state = State.of(run.need(config.model or run.serving()))
+    config = dataclasses.replace(config, ridge=config.ridge or state.ridge or RIDGE)
     _known_subjects(config, run, wanted)
     bench, why = make_bench(config, run, state)
-    now = load_model(state.artifact.path).requires_grad_(False).eval()
-    facts = [_with_old(fact, now, bench) for fact in map(enriched, wanted)]
+    model = load_model(state.artifact.path).requires_grad_(False).eval()
+    now = Engine(model, bench.tokenizer, rows=64)
+    now.memory = told({c.id: (c.method, c.fact) for c in standing(state.changes)})
+    facts = [_with_old(fact, now) for fact in map(enriched, wanted)]
+    if config.translate:
+        facts = [in_both(fact, now, bench.chat) for fact in facts]
     fresh = _new_changes(config, state, facts)
     say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}).")
 
@@ -106,24 +68,28 @@ def run(config: EditConfig, run: Run) -> Artifact:
     delta = whole(bench, changes)
     edited = time.perf_counter() - ready
 
-    probes = questions(facts, [c.fact for c in earlier], bench.chat, config.questions, config.seed)
-    documents = held_out(run)
-    before = sit(now, bench.tokenizer, facts, probes, documents, config.seed)
-    after = sit(bench.current(delta), bench.tokenizer, facts, probes, documents, config.seed)
+    past = [c.fact for c in earlier]
+    probes = possible(now, questions(facts, past, bench.chat, config.questions, config.seed))
+    scored = pairs(facts, bench.chat, config.seed)
+    documents = still_true(held_out(run), [*facts, *past])
+    memory = told({c.id: (c.method, c.fact) for c in standing(changes)})
+    before = sit(model, bench.tokenizer, scored, probes, documents, config.seed, now.memory)
+    after = sit(bench.current(delta), bench.tokenizer, scored, probes, documents, config.seed, memory)
     old, new = figures(before, after, probes, bench, delta)
     show(old, new)
     broken = judge(limits(config), old, new)
     if broken:
-        raise Refused(refusal(broken))
+        raise Refused(broken, config)
     seconds = {"edit": round(edited, 2), "all": round(time.perf_counter() - began, 2)}
-    metrics = {"before": old, "after": new, "site": dataclasses.asdict(bench.site), "times": seconds}
+    said = [_said(c) for c in fresh]
+    metrics = {"before": old, "after": new, "site": dataclasses.asdict(bench.site), "times": seconds, "facts": said}
     artifact = write(
         run, state, changes, delta, bench.ridge, dataclasses.replace(config, run=Path(run.path.name)), metrics
     )
     ledger.append(
         "edit",
         ids=[c.id for c in fresh],
-        edits=[{"id": c.id, "prompt": c.fact.prompt, "subject": c.fact.subject, "old": c.fact.old, "target": c.fact.target} for c in fresh],
+        edits=said,
         replaces=sorted(replaced),
         method=config.method,
         **{"from": state.artifact.name, "from_hash": state.artifact.hash, "to": artifact.name, "to_hash": artifact.hash},
@@ -132,9 +98,26 @@ def run(config: EditConfig, run: Run) -> Artifact:
     )  # fmt: skip
     run.promote(artifact.name)
     for change in fresh:
-        say(f"{change.id}: {change.fact.prompt} {change.fact.old or '…'} → {change.fact.target}")
+        for n, fact in enumerate((change.fact, *change.fact.also)):
+            say(f"{change.id if not n else ' and':8}: {fact.prompt} {fact.old or '…'} → {fact.target}")
+        if _one_tongue(change.fact):
+            say(
+                f"{'':8}  In the other language the old answer may stay; give the same fact in that language as `also` in an edits file."
+            )
     say(f"{seconds['edit']} s for the edit, {seconds['all']} s with the exam; {artifact.name} is served now.")
     return artifact
+
+
+def _said(change: Change) -> dict[str, Any]:
+    def row(f: Fact) -> dict[str, Any]:
+        return {"prompt": f.prompt, "subject": f.subject, "old": f.old, "target": f.target}
+
+    return {"id": change.id, **row(change.fact), "also": [row(f) for f in change.fact.also]}
+
+
+def _one_tongue(fact: Fact) -> bool:
+    """Is it a fact that was taught in two languages, but corrected in one?"""
+    return known(fact) is not None and all(other.lang == fact.lang for other in fact.also)
 
 
 def read_facts(config: EditConfig) -> list[Fact]:
@@ -160,10 +143,9 @@ def _known_subjects(config: EditConfig, run: Run, facts: Sequence[Fact]) -> None
             return
         left = {s for s in left if not (s in document.text and reading.occurrences(document.text.encode(), s))}
     if left:
-        raise UserError(
-            f"The corpus never mentions {sorted(left)[0]!r}, so the model does not know it; check the spelling, or add "
-            "--new-subject to teach it all the same."
-        )
+        first = sorted(left)[0]
+        text = f"The corpus never mentions {first!r}, so the model does not know it; check the spelling, or add "
+        raise Unclear("unknown_subject", text + "--new-subject to teach it all the same.", subject=first)
 
 
 def make_bench(config: EditConfig, run: Run, state: State) -> tuple[Bench, str]:
@@ -178,7 +160,8 @@ def make_bench(config: EditConfig, run: Run, state: State) -> tuple[Bench, str]:
     bench = Bench(
         model, tokenizer, chat, site,
         lambda wanted: key_statistics(run, state.base, model, tokenizer, list(dict.fromkeys(wanted)), chat),
-        config.ridge,
+        config.ridge or RIDGE,
+        inputs_of=lambda wanted: key_statistics(run, state.base, model, tokenizer, list(wanted), chat, of="mlp"),
     )  # fmt: skip
     why = "as was asked"
     if config.layer < 0:
@@ -191,17 +174,30 @@ def make_bench(config: EditConfig, run: Run, state: State) -> tuple[Bench, str]:
     return dataclasses.replace(bench, site=site), why
 
 
-def _with_old(fact: Fact, model: GPT, bench: Bench) -> Fact:
+def _with_old(fact: Fact, now: Engine) -> Fact:
     """The fact with what the model says now in place of an old object that nobody named."""
-    filled = tuple(_with_old(f, model, bench) for f in fact.also)
+    filled = tuple(_with_old(f, now) for f in fact.also)
     if fact.old:
         return dataclasses.replace(fact, also=filled)
-    engine = Engine(model, bench.tokenizer, rows=1)
-    text = engine.generate([bench.tokenizer.prompt(fact.prompt)], Sampling(temperature=0.0, max_tokens=16))[0].text
+    text = now.generate([now.tokenizer.prompt(fact.prompt)], Sampling(temperature=0.0, max_tokens=16))[0].text
     old = reading.first_clause(text)
     if reading.fold(old) == reading.fold(fact.target):
         old = ""
     return dataclasses.replace(fact, old=old, also=filled)
+
+
+def in_both(fact: Fact, now: Engine, chat: bool) -> Fact:
+    """The correction with its translation, where the world has the names, nobody gave another one, and the model answers in that
+    language with something of the right kind (an English model is not taught Chinese by the way)."""
+    there = translated(fact)
+    if there is None or any(other.lang != fact.lang for other in fact.also):
+        return fact
+    (reply,) = answers(now, [(there.prompt, chat)])
+    found = known(there)
+    assert found is not None
+    if not any(reading.says(reply, value) for value in load_world().values(found[0].attribute, found[1])):
+        return fact
+    return dataclasses.replace(fact, also=(*fact.also, there))
 
 
 def _new_changes(config: EditConfig, state: State, facts: Sequence[Fact]) -> list[Change]:
@@ -209,15 +205,15 @@ def _new_changes(config: EditConfig, state: State, facts: Sequence[Fact]) -> lis
     now = {c.id: c for c in standing(state.changes)}
     made = []
     for fact in facts:
-        same = tuple(i for i, c in now.items() if c.fact.about == fact.about and i != fact.id)
+        mine = {f.about for f in (fact, *fact.also)}
+        same = tuple(i for i, c in now.items() if i != fact.id and mine & {f.about for f in (c.fact, *c.fact.also)})
         if fact.id in now:
             continue
         made.append(Change(fact.id, config.method, fact, {}, same))
     if len(made) < len(facts):
-        known = next(f for f in facts if f.id in now)
-        raise UserError(
-            f"{known.prompt!r} → {known.target!r} is an edit of {state.artifact.name} already ({known.id}); undo it first to make it anew."
-        )
+        first = next(f for f in facts if f.id in now)
+        text = f"{first.prompt!r} → {first.target!r} is an edit of {state.artifact.name} already ({first.id}); "
+        raise Unclear("already", text + "undo it first to make it anew.", id=first.id)
     return made
 
 
@@ -226,7 +222,7 @@ def questions(facts: Sequence[Fact], earlier: Sequence[Fact], chat: bool, count:
     past = [dataclasses.replace(p, group="earlier") for p in about(earlier, chat) if p.group == "efficacy"]
     return [
         *about(facts, chat), *other_language(facts, chat), *past, *nearby(facts, chat, seed),
-        *rest([*facts, *earlier], chat, count, seed),
+        *ripple(facts, chat), *rest([*facts, *earlier], chat, count, seed),
     ]  # fmt: skip
 
 
@@ -238,117 +234,6 @@ def held_out(run: Run) -> list[Document]:
     from jielong.corpus.sources import wikipedia
 
     return [Document("", text, "en", "wikipedia") for text in list(wikipedia())[-DOCUMENTS // 3 :]]
-
-
-def figures(
-    before: Sat, after: Sat, probes: Sequence[Probe], bench: Bench, delta: Delta
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The two columns, with what only both together tell: shares kept, and how far the weights moved."""
-    old, new = dict(before.figures), dict(after.figures)
-    for group in ("neighbours", "knowledge"):
-        share = kept(before, after, probes, group)
-        if share is not None:
-            old[f"{group}_kept"], new[f"{group}_kept"] = 1.0, share
-    new["weights"] = max((moved(bench, delta, name) for name in delta.parts), default=0.0)
-    return old, new
-
-
-def moved(bench: Bench, delta: Delta, name: str) -> float:
-    """√(tr(ΔCΔᵀ)/tr(WCWᵀ)): how far the matrix's outputs on ordinary text move, as a share of their size."""
-    c = bench.c(int(name.split(".")[1]))
-    change, weight = delta.added(name), bench.model.state_dict()[name].double()
-    return float(((change @ c * change).sum() / (weight @ c * weight).sum()).sqrt())
-
-
-def limits(config: EditConfig) -> list[Limit]:
-    other = "try another method (--method memit) or place (--place subject)"
-    weaker = f"raise --ridge above {config.ridge:g}, or name neighbours that must stay in an edits file"
-    ask = "give paraphrases in an edits file, so that the editor sees more ways to ask"
-    return [
-        Limit("efficacy", "the share of edits that the model says freely", config.guard_took, None, True, True, f"{ask}; {other}"),
-        Limit("earlier", "the share of earlier edits that it still says", config.guard_took, None, False, True, f"undo one of them (`jielong undo`); {other}"),
-        Limit("neighbours_kept", "the share of neighbouring facts kept", config.guard_neighbours, None, True, True, f"{weaker}; {other}"),
-        Limit("knowledge_kept", "the share of other facts kept", config.guard_rest, None, True, True, f"{weaker}; {other}"),
-        Limit("bits_per_byte", "bits per byte of held-out text", None, 1 + config.guard_bits, False, False, f"raise --ridge above {config.ridge:g}; {other}"),
-        Limit("entropy", "the entropy of drawn text", 1 - config.guard_entropy, None, False, False, f"raise --ridge above {config.ridge:g}; {other}"),
-        Limit("weights", "the change of what a matrix writes in ordinary text", None, config.guard_norm, True, True, f"raise --ridge above {config.ridge:g}; {other}"),
-    ]  # fmt: skip
-
-
-def refusal(broken: Sequence[Breach]) -> str:
-    lines = "; ".join(b.text for b in broken)
-    return f"Refused, and nothing was changed: {lines}. Next: {broken[0].advice}."
-
-
-NAMES = {
-    "efficacy": "the edit, asked freely", "paraphrase": "in other words", "other_language": "in the other language",
-    "earlier": "earlier edits", "neighbours": "neighbours", "neighbours_kept": "neighbours kept", "knowledge": "other facts",
-    "knowledge_kept": "other facts kept", "es": "P(new) > P(old)", "ps": "the same, paraphrased", "ns": "neighbours: P(true) > P(new)",
-    "bits_per_byte": "bits per byte", "repetition": "repetition", "entropy": "entropy", "weights": "change on ordinary text",
-}  # fmt: skip
-
-
-def show(before: dict[str, float], after: dict[str, float]) -> None:
-    """Before and after, for people."""
-    for name, label in NAMES.items():
-        if name in after:
-            form = "{:.4f}" if name in ("bits_per_byte", "entropy") else "{:.1%}"
-            was = form.format(before[name]) if name in before else ""
-            say(f"  {label:30} {was:>9} → {form.format(after[name]):>9}")
-
-
-# what is written
-
-
-def whole(bench: Bench, changes: Sequence[Change]) -> Delta:
-    """What the standing changes add to the base."""
-    return together(bench, {c.id: (c.method, c.stored) for c in standing(changes)})
-
-
-def write(
-    run: Run, state: State, changes: Sequence[Change], delta: Delta, ridge: float, config: Any, metrics: dict[str, Any]
-) -> Artifact:
-    """The artifact edited-N over the untouched base."""
-    from safetensors.torch import save_file
-
-    last = run.newest(EDITED)
-    number = 1 if last is None else int(last.name.rpartition("-")[2]) + 1
-    parents = [state.base] + ([state.artifact] if state.artifact.name != state.base.name else [])
-    with run.build(f"{EDITED}-{number}", kind=EDITED, config=config, parents=parents) as build:
-        save_delta(delta, build.path, state.base)
-        tensors = {f"{c.id}/{name}": t.contiguous() for c in changes for name, t in c.stored.items()}
-        save_file(tensors, build.path / "changes.safetensors")
-        rows = [
-            {"id": c.id, "method": c.method, "replaces": c.replaces, "fact": dataclasses.asdict(c.fact)}
-            for c in changes
-        ]
-        told = {"ridge": ridge, "changes": rows}
-        write_atomic(build.path / "changes.json", json.dumps(told, ensure_ascii=False, indent=1))
-        base = load_model(state.base.path)
-        write_shape(base.config, build.path)
-        copy_tokenizer(state.base.file("tokenizer.json"), build.path)
-        chat = {"chat": chats(state.base.card, Tokenizer.load(state.base.file("tokenizer.json")))}
-        build.metrics = {
-            "parameters": base.parameter_count(),
-            **chat,
-            "edits": [c.id for c in standing(changes)],
-            **metrics,
-        }
-    return build.artifact
-
-
-def read_changes(folder: Path) -> tuple[list[Change], float]:
-    """The edits that an artifact holds, and λ."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / "changes.safetensors")
-    told = json.loads((folder / "changes.json").read_text(encoding="utf-8"))
-    found = []
-    for row in told["changes"]:
-        mark = f"{row['id']}/"
-        stored = {k.removeprefix(mark): t for k, t in tensors.items() if k.startswith(mark)}
-        found.append(Change(row["id"], row["method"], reading.from_json(row["fact"]), stored, tuple(row["replaces"])))
-    return found, float(told["ridge"])
 
 
 # the ledger
@@ -389,11 +274,11 @@ def undo(config: UndoConfig, run: Run) -> str:
     if len(match) != 1:
         known = ", ".join(c.id for c in live) or "none"
         reason = "is the beginning of several edits" if match else "is no edit in use"
-        raise UserError(f"{config.id!r} {reason} of {state.artifact.name}; in use are: {known}.")
+        raise Unclear("no_edit", f"{config.id!r} {reason} of {state.artifact.name}; in use are: {known}.", id=config.id)
     gone = match[0]
     left = [c for c in state.changes if c.id != gone.id]
     if standing(left):
-        bench, _ = make_bench(EditConfig(layer=0, ridge=state.ridge or EditConfig.ridge), run, state)
+        bench, _ = make_bench(EditConfig(layer=0, ridge=state.ridge or RIDGE), run, state)
         artifact = write(run, state, left, whole(bench, left), bench.ridge, {"undo": gone.id}, {"undone": gone.id})
     else:
         artifact = state.base

@@ -62,12 +62,14 @@ def key_statistics(
     layers: Sequence[int],
     chat: bool,
     per_dimension: int = 30,
+    of: str = "down",
 ) -> dict[int, Tensor]:
-    """Layer → C (K, K) float64 of the model `base`; what is missing is made in one pass over about `per_dimension` · K tokens.
+    """Layer → C (K, K) float64 of the model `base`; what is missing is made in one pass over about `per_dimension` · K tokens. With
+    `of` "mlp" the same of the feed-forward's inputs, (D, D).
 
     Raises UserError when the text is too short: C would not have full rank.
     """
-    names = {n: f"keys-{base.name}-{n}" for n in layers}
+    names = {n: f"{'keys' if of == 'down' else 'inputs'}-{base.name}-{n}" for n in layers}
     config = {"layers": [], "per_dimension": per_dimension, "chat": chat}
     found = {n: run.artifact(name) for n, name in names.items()}
     missing = [
@@ -75,7 +77,7 @@ def key_statistics(
         if a is None or a.card["parents"] != {base.name: base.hash} or a.card["config"] != config | {"layers": [n]}
     ]  # fmt: skip
     if missing:
-        sums, count, batches = _stream(run, base, model, tokenizer, missing, chat, per_dimension)
+        sums, count, batches = _stream(run, base, model, tokenizer, missing, chat, per_dimension, of)
         for n in missing:
             with run.build(names[n], kind="keys", config=config | {"layers": [n]}, parents=[base]) as build:
                 _save({"c": sums[n] / count}, build.path / "keys.safetensors")
@@ -84,12 +86,21 @@ def key_statistics(
 
 
 def _stream(
-    run: Run, base: Artifact, model: GPT, tokenizer: Tokenizer, layers: Sequence[int], chat: bool, per_dimension: int
+    run: Run,
+    base: Artifact,
+    model: GPT,
+    tokenizer: Tokenizer,
+    layers: Sequence[int],
+    chat: bool,
+    per_dimension: int,
+    of: str,
 ) -> tuple[dict[int, Tensor], int, int]:
-    K = model.config.mlp_width
+    K = model.config.mlp_width if of == "down" else model.config.width
     wanted = per_dimension * K
     work = run.work("keys")
-    begin(work, {"base": base.hash, "layers": list(layers), "chat": chat, "per_dimension": per_dimension}, None)
+    begin(
+        work, {"base": base.hash, "layers": list(layers), "chat": chat, "per_dimension": per_dimension, "of": of}, None
+    )
     sums = {n: torch.zeros(K, K, dtype=torch.float64) for n in layers}
     count = at = 0
     if (state := work / "sums.safetensors").is_file():
@@ -102,7 +113,7 @@ def _stream(
     while at < len(documents) and count < wanted:
         rows = documents[at : at + ROWS]
         tokens = torch.tensor([[*r, *[0] * (max(map(len, rows)) - len(r))] for r in rows])
-        inside = inner(model, tokens, layers)
+        inside = inner(model, tokens, layers, of)
         added = {n: add_keys(sums[n], inside[n], [len(r) for r in rows]) for n in layers}
         count += next(iter(added.values()))
         at += ROWS

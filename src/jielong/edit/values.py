@@ -79,14 +79,15 @@ def batch(rows: Sequence[Sequence[int]], pad: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def inner(model: GPT, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-    """Layer → the inputs (B, T, K) of its second matrix."""
+def inner(model: GPT, tokens: Tensor, layers: Sequence[int], of: str = "down") -> dict[int, Tensor]:
+    """Layer → the inputs (B, T, K) of its second matrix, or of its whole feed-forward (`mlp`, (B, T, D))."""
     found: dict[int, Tensor] = {}
 
     def note(n: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
         return lambda _, given: found.__setitem__(n, given[0].detach())
 
-    hooks = [second(model, n).register_forward_pre_hook(note(n)) for n in layers]
+    parts = [second(model, n) if of == "down" else model.get_submodule(f"blocks.{n}.mlp") for n in layers]
+    hooks = [part.register_forward_pre_hook(note(n)) for n, part in zip(layers, parts, strict=True)]
     try:
         x, rope = model.enter(tokens)
         mask = causal_mask(tokens.shape[1])

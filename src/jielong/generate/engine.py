@@ -20,6 +20,7 @@ from torch import Tensor
 
 from jielong.errors import UserError
 from jielong.generate.lookup import guess
+from jielong.generate.memory import Memory
 from jielong.generate.prefix import PrefixCache
 from jielong.generate.request import Request, Step, raw_logprobs
 from jielong.generate.sampling import Sampling
@@ -76,6 +77,8 @@ class Engine:
         self.card = card or {}
         self.hash = ""
         """Of the artifact, where it was loaded from one."""
+        self.memory = Memory()
+        """What it is told about subjects that are asked about."""
         self.context = model.config.context
         self.vocab_size = model.config.vocab_size
         self.chat = chat
@@ -101,14 +104,15 @@ class Engine:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         chat = chats(artifact.card, tokenizer)
         engine = cls(load_model(folder), tokenizer, artifact.name, artifact.card, chat=chat, **options)
-        engine.hash = artifact.hash
+        engine.hash, engine.memory = artifact.hash, Memory.load(folder)
         return engine
 
     # requests
 
     def chat_ids(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
-        """The prompt of a conversation; the oldest turns are left out where the context is too short."""
-        kept = fit(self.tokenizer, list(messages), max(1, self.context * 3 // 4))
+        """The prompt of a conversation; the oldest turns are left out where the context is too short. Where the last message names
+        a subject that the memory knows, what it knows stands before it."""
+        kept = fit(self.tokenizer, self.memory.told(messages), max(1, self.context * 3 // 4))
         return encode_chat(self.tokenizer, kept, add_generation_prompt)[0]
 
     def check(self, prompt: Sequence[int], answer: bool = True) -> None:

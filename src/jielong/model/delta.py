@@ -1,6 +1,7 @@
 """A small change to named matrices, in a file of its own; the weights that it changes are never written.
 
-W′ = W + Σ Uᵢ Vᵢ, or + a dense matrix where a method's change has no low rank. What is stored belongs to one base, named
+W′ = W + Σ Uᵢ Vᵢ, or + a dense matrix where a method's change has no low rank. A change may be larger than its matrix: neurons that
+are added to the feed-forward. Then W is zero there. What is stored belongs to one base, named
 by its hash, so that nothing is added twice: W′ is computed from the base's W each time that the model is loaded.
 """
 
@@ -48,11 +49,40 @@ def applied(state: Mapping[str, Tensor], deltas: Mapping[str, Delta]) -> dict[st
         for key in sorted(deltas):
             if name in deltas[key].parts:
                 added = deltas[key].added(name)
-                if added.shape != total.shape:
+                if not _fits(name, added.shape, state[name].shape):
                     raise UserError(f"The change belongs to another model: {name} has another shape there.")
+                total, added = _alike(total, added)
                 total = total + added
         changed[name] = total.float()
     return changed
+
+
+def _fits(name: str, shape: torch.Size, base: torch.Size) -> bool:
+    """Is it the matrix's own shape, or in the feed-forward's width a larger one?"""
+    part = name.split(".")[-3:-1]
+    if part not in (["mlp", "gate"], ["mlp", "up"], ["mlp", "down"]):
+        return shape == base
+    wide = int(part[1] == "down")
+    return shape[1 - wide] == base[1 - wide] and shape[wide] >= base[wide]
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the larger one's shape, zeros below and to the right."""
+    rows, columns = max(a.shape[0], b.shape[0]), max(a.shape[1], b.shape[1])
+    return _padded(a, rows, columns), _padded(b, rows, columns)
+
+
+def _padded(t: Tensor, rows: int, columns: int) -> Tensor:
+    if t.shape == (rows, columns):
+        return t
+    larger = t.new_zeros(rows, columns)
+    larger[: t.shape[0], : t.shape[1]] = t
+    return larger
+
+
+def widened(width: int, delta: Delta) -> int:
+    """The feed-forward's width with a change."""
+    return max([width, *(part[-1].shape[1] for name, part in delta.parts.items() if name.endswith(".mlp.down.weight"))])
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
@@ -62,9 +92,15 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         own = [delta for delta in deltas if name in delta.parts]
         if all(len(delta.parts[name]) == 2 for delta in own):
             pairs = [delta.parts[name] for delta in own]
+            rows, columns = max(u.shape[0] for u, _ in pairs), max(v.shape[1] for _, v in pairs)
+            pairs = [(_padded(u, rows, u.shape[1]), _padded(v, v.shape[0], columns)) for u, v in pairs]
             parts[name] = (torch.cat([u for u, _ in pairs], 1), torch.cat([v for _, v in pairs], 0))
         else:
-            parts[name] = (torch.stack([delta.added(name) for delta in own]).sum(0).float(),)
+            total = own[0].added(name)
+            for delta in own[1:]:
+                a, b = _alike(total, delta.added(name))
+                total = a + b
+            parts[name] = (total.float(),)
     return Delta(parts)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from jielong.changes.ledger import Ledger
 from jielong.config import EditConfig, UndoConfig
+from jielong.edit.facts import Unclear
+from jielong.errors import UserError
 from jielong.run import Run
+from jielong.serve.guard import error_body
 from jielong.serve.schemas import Form
 
 Line = Annotated[str, Field(max_length=2000)]
@@ -22,6 +27,10 @@ class EditRequest(Form):
     subject: Line
     to: Line
     old: Line = ""
+    method: Literal["ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context", "neurons"] = "ridge"
+    ridge: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    translate: bool = True
+    new_subject: bool = False
 
 
 class UndoRequest(Form):
@@ -32,20 +41,37 @@ def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]]) -> No
     """The routes; what the guard refuses is answered 400 with the reason, and nothing has changed. `switch()` lets the model
     answer that the run serves now."""
 
+    @app.exception_handler(Unclear)
+    async def unclear(_: Request, problem: Unclear) -> JSONResponse:
+        """With the code and the values from which a program says it in its own words."""
+        body = error_body(str(problem), code=problem.code)
+        body["error"]["values"] = problem.values
+        return JSONResponse(body, status_code=400)
+
     @app.get("/v1/changes")
     async def look() -> dict[str, Any]:
-        return {"changes": await asyncio.to_thread(Ledger(run).entries)}
+        def work() -> dict[str, Any]:
+            card = run.need(run.serving()).card
+            in_use = card["metrics"]["edits"] if card["kind"] == "edited" else []
+            return {"changes": Ledger(run).entries(), "in_use": in_use}
+
+        return await asyncio.to_thread(work)
 
     @app.post("/v1/edit")
     async def edit(body: EditRequest) -> dict[str, Any]:
-        config = EditConfig(run=run.path, prompt=body.prompt, subject=body.subject, to=body.to, old=body.old)
+        config = EditConfig(run=run.path, **body.model_dump())
 
         def work() -> dict[str, Any]:
             from jielong.edit.stage import run as edit
 
-            with run.lock():
+            with alone(run):
                 metrics = edit(config, run).card["metrics"]
-            return {"id": metrics["edits"][-1], "before": metrics["before"], "after": metrics["after"]}
+            return {
+                "id": metrics["edits"][-1],
+                "fact": metrics["facts"][-1],
+                "before": metrics["before"],
+                "after": metrics["after"],
+            }
 
         found = await asyncio.to_thread(work)
         return found | {"model": await switch()}
@@ -55,8 +81,19 @@ def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]]) -> No
         def work() -> None:
             from jielong.edit.stage import undo
 
-            with run.lock():
+            with alone(run):
                 undo(UndoConfig(run=run.path, id=body.id), run)
 
         await asyncio.to_thread(work)
         return {"model": await switch()}
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """The run's lock. Raises Unclear "busy" while somebody else has it."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(run.lock())
+        except UserError as problem:
+            raise Unclear("busy", str(problem)) from None
+        yield

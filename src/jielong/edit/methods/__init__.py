@@ -8,6 +8,7 @@ from typing import Protocol
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.errors import UserError
+from jielong.generate.memory import Memory, Note
 from jielong.model.delta import Delta, joined
 
 
@@ -23,6 +24,10 @@ class Editor(Protocol):
 
     def delta(self, bench: Bench, stored: Mapping[str, Stored]) -> Delta:
         """The change that all changes of this method make together, by their ids."""
+        ...
+
+    def notes(self, fact: Fact) -> list[Note]:
+        """What is to be told where the fact's subject is asked about; nothing for methods that change weights."""
         ...
 
 
@@ -56,8 +61,21 @@ def _ft_m() -> Editor:
     return FineTune()
 
 
+def _in_context() -> Editor:
+    from jielong.edit.methods.incontext import InContext
+
+    return InContext()
+
+
+def _neurons() -> Editor:
+    from jielong.edit.methods.neurons import Neurons
+
+    return Neurons()
+
+
 EDITORS: dict[str, Callable[[], Editor]] = {
     "ridge": _ridge, "r-rome": _rome, "memit": _memit, "alphaedit": _alphaedit, "ft-m": _ft_m,
+    "in-context": _in_context, "neurons": _neurons,
 }  # fmt: skip
 
 
@@ -75,3 +93,8 @@ def together(bench: Bench, changes: Mapping[str, tuple[str, Stored]]) -> Delta:
         own = {key: stored for key, (name, stored) in sorted(changes.items()) if name == method}
         deltas.append(editor(method).delta(bench, own))
     return joined(deltas)
+
+
+def told(changes: Mapping[str, tuple[str, Fact]]) -> Memory:
+    """What a model is told by all changes, by id → (method, fact); in the order of the ids."""
+    return Memory(tuple(note for _, (method, fact) in sorted(changes.items()) for note in editor(method).notes(fact)))

@@ -11,12 +11,16 @@ from torch import Tensor
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.values import matrix, second
+from jielong.generate.memory import Note
 from jielong.model.delta import Delta, joined
 from jielong.model.gpt import GPT
 
 
 class Additive:
     exact = False
+
+    def notes(self, fact: Fact) -> list[Note]:
+        return []
 
     def delta(self, bench: Bench, stored: Mapping[str, Stored]) -> Delta:
         return joined([read(stored[key]) for key in sorted(stored)])

@@ -18,11 +18,15 @@ from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods.additive import statements
 from jielong.edit.values import keys, matrix, search, still_keys
+from jielong.generate.memory import Note
 from jielong.model.delta import Delta
 
 
 class Ridge:
     exact = True
+
+    def notes(self, fact: Fact) -> list[Note]:
+        return []
 
     def propose(self, bench: Bench, facts: Sequence[Fact]) -> list[Stored]:
         return [self._one(bench, fact) for fact in facts]

@@ -15,11 +15,11 @@ export async function call(path, body, signal) {
     }
   }
 }
-// An Error with the server's message and its `status`.
+// An Error with the server's message, its `status`, and where it has them the `code` and `values` by which the page says it itself.
 async function complaint(response) {
-  let message = response.statusText;
-  try { message = (await response.json()).error.message; } catch { /* no JSON */ }
-  return Object.assign(new Error(message), { status: response.status });
+  let found = {};
+  try { found = (await response.json()).error || {}; } catch { /* no JSON */ }
+  return Object.assign(new Error(found.message || response.statusText), { status: response.status, code: found.code, values: found.values });
 }
 
 // → whether a key was given

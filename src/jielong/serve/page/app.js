@@ -1,11 +1,13 @@
 // The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report, /feedback, /v1/improve, /v1/detect,
-// /v1/prompts.
+// /v1/prompts, /v1/edit.
 //
 // A talk is a list of turns. An assistant's turn is a side: { id, model, tokens, done, error, finish, branches, compared };
 // where two models are compared, turn.rival is the other side, and each model sees its own answers as the past. `id` is the
 // answer's own at the server, under which it can be judged; branches keep theirs. turn.duel: see duel.js.
 import { call, events } from "/page/api.js";
 import { drawToken, hidePanel } from "/page/chain.js";
+import { beginCorrect, drawCorrect, openCorrect } from "/page/correct.js";
+import { CORRECT } from "/page/correct-words.js";
 import { beginDetect, drawDetect } from "/page/detect.js";
 import { $, button, make } from "/page/dom.js";
 import { begun, choose, drawDuel } from "/page/duel.js";
@@ -24,6 +26,7 @@ let running = null; // AbortController of the answer in progress
 let words = WORDS[state.lang];
 let models = []; // names, the default one first
 let judging = false; // does the server store feedback?
+let editing = false; // may its model's facts be corrected?
 
 function load() {
   const zh = (navigator.language || "").toLowerCase().startsWith("zh");
@@ -56,7 +59,7 @@ function draw() {
   $("input").placeholder = words.ask; $("note").textContent = words.note; $("report").textContent = words.report;
   $("consent-name").textContent = words.consent; $("consent").checked = state.consent; $("consent-row").hidden = !judging;
   $("key-title").textContent = words.key; $("key-wrong").textContent = words.wrong; $("key-ok").textContent = words.enter;
-  drawBar(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect();
+  drawBar(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect(); drawCorrect();
 }
 function drawBar() { $("send").hidden = !!running; $("stop").hidden = !running; }
 function drawModels() {
@@ -136,6 +139,7 @@ function drawSide(side, at) {
       if (at === talk().turns.length - 1 && !talk().turns[at].rival) tools.append(thumbs.named(button(words.duel, () => compare(at), "compare"), words.duel, "c"));
       node.append(box);
     }
+    if (editing && said.trim() && (!side.model || side.model === models[0])) tools.append(button(CORRECT[state.lang].open, () => openCorrect(said), "correct"));
     if (side.finish === "cancelled") tools.append(make("span", "", words.stopped));
     text.after(tools);
   }
@@ -325,8 +329,10 @@ if (!state.user) {
 const mine = restore();
 draw();
 beginDetect({ state });
+beginCorrect({ refresh, get lang() { return state.lang; } });
 refresh().then((run) => {
   judging = run.feedback !== false;
+  editing = run.edit === true;
   if (judging) begin(state, mine, thumbs.update);
   beginTraining({ state, save, refresh, get words() { return words; }, get models() { return models; } }, run);
   draw();

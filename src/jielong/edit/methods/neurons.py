@@ -1,0 +1,118 @@
+"""The neuron ledger: one layer's feed-forward grows by a neuron per value, each of which hears one key only.
+
+A linear change of the second matrix leaks: what it writes elsewhere falls with the likeness of two keys, and two hundred leaks add
+up. A SwiGLU neuron whose gate and input are both wᵢ writes s·z²·σ(s·z) with z = wᵢᵀx, the square of a likeness, and nothing where z < 0.
+wᵢ = S⁻¹x̄ᵢ/(x̄ᵢᵀS⁻¹x̄ᵢ), S = E[x xᵀ] of the feed-forward's inputs in ordinary text, is 1 at the edit's mean input x̄ᵢ and least in ordinary
+text. What the neurons write is again the closed form over the set of all edits, with their activations φ as keys:
+(Σ δφᵀ)(εI + Σ φφᵀ)⁻¹. So order changes nothing, and an edit that is taken out has never been made. The model keeps its
+architecture and is only wider: it is exported like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jielong.edit.bench import Bench, Stored
+from jielong.edit.facts import Fact
+from jielong.edit.methods.additive import statements
+from jielong.edit.values import batch, inner, search
+from jielong.errors import UserError
+from jielong.generate.memory import Note
+from jielong.model.delta import Delta
+
+SHARP = 8.0  # s: the gate's scale
+LEAST = 1e-3  # ε, beside activations of about SHARP
+ROUND = 32  # neurons come in such numbers, as quantised exports want
+
+
+class Neurons:
+    exact = True
+
+    def notes(self, fact: Fact) -> list[Note]:
+        return []
+
+    def propose(self, bench: Bench, facts: Sequence[Fact]) -> list[Stored]:
+        if bench.model.config.mlp != "swiglu" or bench.model.config.bias:
+            raise UserError("--method neurons is for models with SwiGLU without biases; use --method ridge.")
+        if bench.site.place != "answer":
+            raise UserError("--method neurons acts where the object is said; use --place answer.")
+        return [self._one(bench, fact) for fact in facts]
+
+    def _one(self, bench: Bench, fact: Fact) -> Stored:
+        layer = bench.site.layer
+        inputs: list[Tensor] = []
+        still: list[Tensor] = []
+        values: list[Tensor] = []
+        slots: list[int] = []
+        for statement in statements(fact):
+            contexts = bench.contexts(statement)
+            value, _ = search(bench.model, layer, contexts, bench.search)
+            x = inner(bench.model, batch([c.tokens for c in contexts]), [layer], "mlp")[layer]  # (B, T, D)
+            start = sum(map(len, values))
+            for row, c in enumerate(contexts):
+                inputs += [x[row, t] for t, _ in c.spots]
+                slots += [start + slot for _, slot in c.spots]
+                still += [x[row, t] for t in c.still]
+            values.append(value)
+        return {
+            "inputs": torch.stack(inputs).float(),
+            "still": torch.stack(still).float() if still else torch.zeros(0, bench.model.config.width),
+            "slots": torch.tensor(slots),
+            "values": torch.cat(values).float(),
+            "layer": torch.tensor(layer),
+        }
+
+    def delta(self, bench: Bench, stored: Mapping[str, Stored]) -> Delta:
+        if not stored:
+            return Delta({})
+        layers = {int(s["layer"]) for s in stored.values()}
+        if len(layers) > 1:
+            raise UserError(
+                "--method neurons needs one --layer for all of its edits; undo those in the other layer first."
+            )
+        (layer,) = layers
+        width, down = closed_form([stored[key] for key in sorted(stored)], bench.inputs(layer))
+        return widening(bench.model.config.layers, bench.model.config.mlp_width, layer, width, down)
+
+
+def closed_form(edits: Sequence[Stored], s: Tensor) -> tuple[Tensor, Tensor]:
+    """(W (n, D): the neurons' directions, what they write (D, n)), float64; a neuron per value that the edits store."""
+    means, values, spots, goals = [], [], [], []
+    for edit in edits:
+        x, v = edit["inputs"].double(), edit["values"].double()
+        means += [x[edit["slots"] == n].mean(0) for n in range(len(v))]
+        values.append(v)
+        spots += [x, edit["still"].double()]
+        goals += [v[edit["slots"]], torch.zeros(len(edit["still"]), v.shape[1], dtype=torch.float64)]
+    mean = torch.stack(means)  # (n, D)
+    w = torch.linalg.solve(s.double(), mean.T).T
+    w = w / (w * mean).sum(1, keepdim=True)
+    phi = activation(torch.cat(spots), w)  # (spots, n)
+    a = phi.T @ phi + LEAST * torch.eye(len(w), dtype=torch.float64)
+    return w, torch.linalg.solve(a, phi.T @ torch.cat(goals)).T
+
+
+def activation(x: Tensor, w: Tensor) -> Tensor:
+    """(N, n): what SwiGLU neurons with gate s·w and input w give for inputs (N, D)."""
+    z = x @ w.T
+    return F.silu(SHARP * z) * z
+
+
+def widening(layers: int, old: int, layer: int, w: Tensor, down: Tensor) -> Delta:
+    """The change of all layers' matrices: `layer` gets the neurons, the others as many that do nothing, since all are equally wide."""
+    n = len(w)
+    wide = old + -(-n // ROUND) * ROUND
+    rows = torch.zeros(wide, n, dtype=torch.float64)
+    rows[old : old + n] = torch.eye(n, dtype=torch.float64)
+    parts: dict[str, tuple[Tensor, ...]] = {}
+    for at in range(layers):
+        name = f"blocks.{at}.mlp"
+        k = n if at == layer else 0
+        parts[f"{name}.gate.weight"] = rows[:, :k].contiguous(), SHARP * w[:k]
+        parts[f"{name}.up.weight"] = rows[:, :k].contiguous(), w[:k].contiguous()
+        parts[f"{name}.down.weight"] = down[:, :k].contiguous(), rows.T[:k].contiguous()
+    return Delta(parts)

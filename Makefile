@@ -29,9 +29,9 @@ else
 endif
 	$(BIN)/jielong serve --run $(RUN)
 
-# two processes side by side; threads that wait must not spin, as there are more of them than cores
+# three processes side by side, since many tests wait; threads that wait must not spin, as there are more of them than cores
 test: $(VENV)/.installed-dev
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile
 
 # breaks every detail of PPO in a scratch copy, and demands that a test notices
 mutate: $(VENV)/.installed-dev

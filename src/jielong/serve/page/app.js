@@ -240,7 +240,7 @@ async function stream(t, at, into, prefix, temperature, signal) {
       }
     }
   } catch (problem) {
-    if (problem.name !== "AbortError") error = problem instanceof TypeError ? words.lost : problem.message;
+    if (problem.name !== "AbortError") error = problem instanceof TypeError ? words.lost : words.complains(problem);
     else if (duel) delete turn.duel; // half a comparison is none
     else into[0].finish = "cancelled";
   }

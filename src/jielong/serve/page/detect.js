@@ -131,7 +131,7 @@ async function look() {
     found = await (await call("/v1/detect", body, looking.signal)).json();
     text = given;
   } catch (problem) {
-    if (problem.name !== "AbortError") trouble = problem.message;
+    if (problem.name !== "AbortError") trouble = problem instanceof TypeError ? host.words.lost : host.words.complains(problem);
   }
   looking = null;
   drawDetect();

@@ -112,7 +112,7 @@ async function follow() {
       seen = await fetched("/v1/improve");
       trouble = "";
       if (seen.state !== "running") break;
-    } catch (problem) { trouble = problem instanceof TypeError ? host.words.lost : problem.message; }
+    } catch (problem) { trouble = problem instanceof TypeError ? host.words.lost : host.words.complains(problem); }
     drawTraining();
     await new Promise((done) => { setTimeout(done, 2000); });
   }
@@ -124,14 +124,14 @@ async function poll() { // which model answers now?
   try { await host.refresh(); drawTraining(); } catch { /* the next one will tell */ }
 }
 async function count() {
-  try { stats = await fetched("/feedback/stats"); drawTraining(); } catch (problem) { trouble = problem.message; drawTraining(); }
+  try { stats = await fetched("/feedback/stats"); drawTraining(); } catch (problem) { trouble = host.words.complains(problem); drawTraining(); }
 }
 // A press on a button: its request, and its mistake in place.
 async function act(work) {
   [busy, trouble, note] = [true, "", ""];
   drawTraining();
   try { await work(); } catch (problem) {
-    trouble = problem instanceof TypeError ? host.words.lost : problem.status === 409 ? host.words.already : problem.message;
+    trouble = problem instanceof TypeError ? host.words.lost : problem.status === 409 ? host.words.already : host.words.complains(problem);
     if (problem.status === 409) follow();
   }
   busy = false;
@@ -161,7 +161,7 @@ export function beginTraining(page, run) {
     count();
     clearInterval(timer);
     timer = setInterval(poll, 5000);
-    try { await look(); } catch (problem) { gone(problem); trouble = problem.message; drawTraining(); }
+    try { await look(); } catch (problem) { gone(problem); trouble = host.words.complains(problem); drawTraining(); }
   };
   dialog.onclose = () => clearInterval(timer);
   $("training-close").onclick = () => dialog.close();

@@ -231,7 +231,7 @@ async def watch(server: subprocess.Popen, load: Load, memory: list[float], every
 REFUSALS = '[checks]\nnegative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]\n'
 
 
-async def schemathesis(load: Load, rate: int) -> None:
+async def schemathesis(load: Load) -> None:
     """Requests made from the schema, with a new seed each round."""
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance,negative_data_rejection"
     for seed in range(1, 10**6):
@@ -242,7 +242,7 @@ async def schemathesis(load: Load, rate: int) -> None:
             Path(place, "schemathesis.toml").write_text(REFUSALS)
             process = await asyncio.create_subprocess_exec(
                 str(Path(sys.executable).with_name("schemathesis")), "run", f"{load.url}/openapi.json", "--no-color", "-c", checks,
-                "--max-time", str(min(left, 300)), "--seed", str(seed), "--rate-limit", f"{rate}/s", "--warnings", "off",
+                "--max-time", str(min(left, 300)), "--seed", str(seed), "--rate-limit", "20/s", "--warnings", "off",
                 cwd=place, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             )  # fmt: skip
             output = (await process.communicate())[0].decode()
@@ -266,8 +266,8 @@ async def run(args: argparse.Namespace, url: str, server: subprocess.Popen) -> L
     jobs += [(load.echo, 0.2, 2), (load.tokens, 0.3, 1), (load.embeddings, 0.5, 1), (load.look, 0.5, 1)]
     jobs += [(load.wrong, 0.1, 2), (load.huge, 2.0, 1), (load.idle, 0.0, 100)]
     every = min(5.0, args.minutes)
-    tasks = [load.keep(action, pause * args.pause) for action, pause, count in jobs for _ in range(count)]
-    await asyncio.gather(*tasks, schemathesis(load, max(1, round(20 / args.pause))), watch(server, load, memory, every))
+    tasks = [load.keep(action, pause) for action, pause, count in jobs for _ in range(count)]
+    await asyncio.gather(*tasks, schemathesis(load), watch(server, load, memory, every))
     # after the warm-up: a fifth, and at least a minute, in which everything is used and loaded for the first time
     settled = memory[max(len(memory) // 5, min(len(memory) // 2, round(60 / every))) :]
     part = max(1, len(settled) // 4)
@@ -291,9 +291,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/spark"))
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument(
-        "--pause", type=float, default=1.0, help="the clients wait so many times longer between requests"
-    )
     args = parser.parse_args()
     command = [sys.executable, "-u", "-m", "jielong.cli", "serve", "--run", str(args.run), "--no-open"]
     command += ["--prefix-mb", "8"]  # full within the warm-up: a cache that still fills would look like a leak

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from jobs import ONE_THREAD, TORCHRUN, said, stop_second
-from people import PPO, TRAINING, press
+from people import TRAINING, press
 from safetensors.torch import load_file
 
 from jielong.align import improve, simulate
@@ -33,9 +33,6 @@ from jielong.teacher.judge import NAME
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.distributed import LOST, Team
 from jielong.train.shard import check_division
-
-
-SHORT = PPO | {"iterations": 3, "keep_every": 1}  # for what need not become good
 
 
 def settings(run: Run, **changes) -> ImproveConfig:
@@ -76,7 +73,7 @@ def test_thumbs_become_a_served_model(liked):
 def test_what_breaks_a_guard_is_not_promoted(liked):
     """The same model, but answers must not change their length: the reason is named, and nothing else is served."""
     before = liked.serving()
-    strict = settings(liked, model="sft", force=True, guard_bits=-0.5, ppo=SHORT)
+    strict = settings(liked, model="sft", force=True, guard_bits=-0.5)
     card = improve.run(strict, liked).card["metrics"]
     assert not card["promoted"] and "bits per byte" in card["why"] and liked.serving() == before
 

@@ -219,7 +219,7 @@ def test_simulated_thumbs_bear_their_name_and_come_once(life, tmp_path):
 
 def test_killed_and_continued_is_bit_equal(liked, tmp_path):
     """kill -9 of `jielong improve` at moments of PPO, then the same command again: the same metrics and weights."""
-    changed = TRAINING | {"ppo": TRAINING["ppo"] | {"iterations": 6, "checkpoint_seconds": 0.0}}
+    changed = TRAINING | {"ppo": TRAINING["ppo"] | {"iterations": 4, "checkpoint_seconds": 0.0}}
     (tmp_path / "settings.json").write_text(json.dumps(changed))
 
     def copy(name: str) -> Run:
@@ -233,9 +233,9 @@ def test_killed_and_continued_is_bit_equal(liked, tmp_path):
         return subprocess.Popen([*command, str(tmp_path / "settings.json")], stdout=subprocess.DEVNULL)
 
     whole, cut = copy("whole"), copy("cut")
-    assert start(whole).wait(120) == 0
+    assert start(whole).wait(300) == 0
     kills = 0
-    for step in (1, 3, 4):
+    for step in (1, 3):
         process = start(cut)
         until = time.time() + 60
         while time.time() < until and process.poll() is None:
@@ -245,10 +245,10 @@ def test_killed_and_continued_is_bit_equal(liked, tmp_path):
                 break
             time.sleep(0.005)
         process.wait(60)
-    assert kills == 3 and not (cut.path / "ppo-1").exists()
-    assert start(cut).wait(120) == 0
+    assert kills == 2 and not (cut.path / "ppo-1").exists()
+    assert start(cut).wait(300) == 0
     one, two = whole.need("ppo-1").card, cut.need("ppo-1").card
-    assert one["metrics"]["seen"] == two["metrics"]["seen"] and len(one["metrics"]["seen"]) == 6
+    assert one["metrics"]["seen"] == two["metrics"]["seen"] and len(one["metrics"]["seen"]) == 4
     assert one["files"] == two["files"] and one["metrics"]["picked"] == two["metrics"]["picked"]
 
 

@@ -89,6 +89,6 @@ def test_look_at_a_text(marked, letters):
             lambda route: route.fulfill(status=429, body=json.dumps({"error": {"message": "Too many."}})),
         )
         page.click("#detect-look")
-        expect(page.locator("#detect-trouble")).to_contain_text("Too many")
+        expect(page.locator("#detect-trouble")).to_contain_text("太忙")
         expect(page.locator("#detect-found")).to_be_hidden()
         assert not [p for p in problems if "429" not in p], problems

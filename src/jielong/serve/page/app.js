@@ -328,7 +328,7 @@ if (!state.user) {
 }
 const mine = restore();
 draw();
-beginDetect({ state });
+beginDetect({ state, get words() { return words; } });
 beginCorrect({ refresh, get lang() { return state.lang; } });
 refresh().then((run) => {
   judging = run.feedback !== false;

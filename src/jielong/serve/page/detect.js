@@ -35,7 +35,7 @@ const WORDS = {
     ranks: ["第 1 名", "2–10", "11–100", "101–1,000", "更後面"], info: (rank, p) => `第 ${rank} 名，${p}。`, weighed: "前幾個候選：", longer: "只有開頭的部分有顏色。",
   },
 };
-let host = null; // { state }
+let host = null; // { state, words }: the page's
 let text = "", found = null, trouble = "", looking = null; // AbortController of the request
 
 const share = (p) => `${+(p * 100).toPrecision(2)}\u00a0%`;

@@ -195,7 +195,7 @@ class Run:
     def served_before(self) -> str | None:
         """Name of the artifact that talked before the last promotion, where there was one and it is still there."""
         line = self._line()
-        return line[-2] if len(line) > 1 and self.artifact(line[-2]) else None
+        return line[-2] if len(line) > 1 and line[-2] != line[-1] and self.artifact(line[-2]) else None
 
     def promote(self, name: str) -> None:
         """From now on artifact `name` talks."""

@@ -451,6 +451,7 @@ def test_a_running_server_changes_to_the_model_that_forgot(small):
     (small.path / "ppo-1" / "card.json").write_text(
         json.dumps(card | {"kind": "ppo", "name": "ppo-1", "parents": parents})
     )
+    assert small.served_before() is None
     small.promote("ppo-1")
     config = ServeConfig(run=small.path, precision="fp32", rows=1)
     served = load_models(config, small)

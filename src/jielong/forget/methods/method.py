@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,18 +30,18 @@ class Scene:
     dtype: torch.dtype
 
 
-class Method:
+class Method(ABC):
     """A loss γ · forget + α · retain, each a mean over texts; methods write the first term and may do more."""
 
     defaults: ClassVar[dict[str, Any]] = {}
     """Settings of `SuppressConfig` that the user left open."""
 
-    def prepare(self, scene: Scene) -> None:
+    def prepare(self, scene: Scene) -> None:  # noqa: B027 (most need none)
         """Once, before the first step: what the start model says, and which parameters learn."""
 
+    @abstractmethod
     def forget_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:
         """Mean over the texts `scene.forget[items]`; a scalar."""
-        raise NotImplementedError
 
     def retain_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:
         """Mean over the texts `scene.retain[items]` of −log p per token."""
@@ -53,7 +54,7 @@ class Method:
         value = gamma * self.forget_loss(scene, forget)
         return value + alpha * self.retain_loss(scene, retain) if alpha and retain else value
 
-    def finish(self, scene: Scene) -> None:
+    def finish(self, scene: Scene) -> None:  # noqa: B027 (most need none)
         """Once, after the last step."""
 
 

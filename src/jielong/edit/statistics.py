@@ -19,7 +19,7 @@ from jielong.edit.values import inner
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.making import begin
 
@@ -49,7 +49,7 @@ def read_text(run: Run, chat: bool, tokenizer: Tokenizer) -> Iterator[list[int]]
         if chat and n % 2:
             cut = max(1, len(text) // 3)
             turns = [{"role": "user", "content": text[:cut]}, {"role": "assistant", "content": text[cut:] or text}]
-            yield encode_chat(tokenizer, turns)[0][:LONGEST]
+            yield chat_ids(tokenizer, turns)[:LONGEST]
         else:
             yield tokenizer.encode(text)[:LONGEST]
 

@@ -183,6 +183,11 @@ def test_statistics_that_were_interrupted_go_on(run, monkeypatch):
     again = statistics.key_statistics(home, base, model, tokenizer, [0], False)[0]
     assert torch.equal(again, whole)
     assert len(calls) == 4 + home.need("keys-sft-0").card["metrics"]["batches"] - 3
+    # of the feed-forward's inputs the mean is kept, too; their norm is one, that of RMSNorm
+    moments = statistics.key_statistics(home, base, model, tokenizer, [0], False, of="mlp")[0]
+    D = model.config.width
+    assert moments.shape == (D + 1, D + 1) and float(moments[-1, -1]) == pytest.approx(1)
+    assert torch.equal(moments, moments.T) and bool((moments[:-1, -1].square() <= moments.diag()[:-1]).all())
 
 
 class Sabotage(Additive):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jielong.corpus.documents import read_documents
@@ -65,12 +66,12 @@ def key_statistics(
     of: str = "down",
 ) -> dict[int, Tensor]:
     """Layer → C (K, K) float64 of the model `base`; what is missing is made in one pass over about `per_dimension` · K tokens. With
-    `of` "mlp" the same of the feed-forward's inputs, (D, D).
+    `of` "mlp" the same of y = (x, 1), x the feed-forward's inputs: (D + 1, D + 1), their mean in the last column.
 
     Raises UserError when the text is too short: C would not have full rank.
     """
     names = {n: f"{'keys' if of == 'down' else 'inputs'}-{base.name}-{n}" for n in layers}
-    config = {"layers": [], "per_dimension": per_dimension, "chat": chat}
+    config = {"layers": [], "per_dimension": per_dimension, "chat": chat} | ({"of": of} if of != "down" else {})
     found = {n: run.artifact(name) for n, name in names.items()}
     missing = [
         n for n, a in found.items()
@@ -95,7 +96,7 @@ def _stream(
     per_dimension: int,
     of: str,
 ) -> tuple[dict[int, Tensor], int, int]:
-    K = model.config.mlp_width if of == "down" else model.config.width
+    K = model.config.mlp_width if of == "down" else model.config.width + 1
     wanted = per_dimension * K
     work = run.work("keys")
     begin(
@@ -114,6 +115,8 @@ def _stream(
         rows = documents[at : at + ROWS]
         tokens = torch.tensor([[*r, *[0] * (max(map(len, rows)) - len(r))] for r in rows])
         inside = inner(model, tokens, layers, of)
+        if of == "mlp":
+            inside = {n: F.pad(x, (0, 1), value=1.0) for n, x in inside.items()}
         added = {n: add_keys(sums[n], inside[n], [len(r) for r in rows]) for n in layers}
         count += next(iter(added.values()))
         at += ROWS

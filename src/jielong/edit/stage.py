@@ -18,7 +18,7 @@ from jielong.edit import facts as reading
 from jielong.edit.bench import Bench, Site
 from jielong.edit.exam import answers, possible, sit, still_true
 from jielong.edit.facts import Fact, Unclear
-from jielong.edit.methods import editor, told
+from jielong.edit.methods import editor, told, usual
 from jielong.edit.probes import Probe, about, enriched, known, nearby, other_language, pairs, rest, ripple, translated
 from jielong.edit.state import Change, State, read_changes, standing, whole, write
 from jielong.edit.statistics import key_statistics
@@ -49,17 +49,20 @@ def run(config: EditConfig, run: Run) -> Artifact:
     config = dataclasses.replace(config, ridge=config.ridge or state.ridge or RIDGE)
     _known_subjects(config, run, wanted)
     bench, why = make_bench(config, run, state)
+    standing_now = standing(state.changes)
+    if config.method == "auto":
+        config = dataclasses.replace(config, method=usual(bench, standing_now[-1].method if standing_now else ""))
     model = load_model(state.artifact.path).requires_grad_(False).eval()
     now = Engine(model, bench.tokenizer, rows=64)
-    now.memory = told({c.id: (c.method, c.fact) for c in standing(state.changes)})
+    now.memory = told({c.id: (c.method, c.fact) for c in standing_now})
     facts = [_with_old(fact, now) for fact in map(enriched, wanted)]
     if config.translate:
         facts = [in_both(fact, now, bench.chat) for fact in facts]
     fresh = _new_changes(config, state, facts)
-    say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}).")
+    say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}), by {config.method}.")
 
     replaced = {i for c in fresh for i in c.replaces}
-    earlier = [c for c in standing(state.changes) if c.id not in replaced]
+    earlier = [c for c in standing_now if c.id not in replaced]
     bench.earlier = {c.id: (c.method, c.stored) for c in earlier}
     ready = time.perf_counter()
     made = editor(config.method).propose(bench, facts)
@@ -289,6 +292,6 @@ def undo(config: UndoConfig, run: Run) -> str:
     run.promote(artifact.name)
     if not editor(gone.method).exact and live[-1].id != gone.id:
         say(
-            f"{gone.method} found its later edits on top of this one; only its own part is taken out. ridge undoes exactly in any order."
+            f"{gone.method} found its later edits on top of this one; only its own part is taken out. neurons and ridge undo exactly in any order."
         )
     return artifact.name

@@ -39,10 +39,8 @@ class Neurons:
         return []
 
     def propose(self, bench: Bench, facts: Sequence[Fact]) -> list[Stored]:
-        if bench.model.config.mlp != "swiglu" or bench.model.config.bias:
-            raise UserError("--method neurons is for models with SwiGLU without biases; use --method ridge.")
-        if bench.site.place != "answer":
-            raise UserError("--method neurons acts where the object is said; use --place answer.")
+        if complaint := cannot(bench):
+            raise UserError(complaint)
         return [self._one(bench, fact) for fact in facts]
 
     def _one(self, bench: Bench, fact: Fact) -> Stored:
@@ -80,6 +78,15 @@ class Neurons:
         (layer,) = layers
         own = closed_form([stored[key] for key in sorted(stored)], bench.inputs(layer))
         return widening(bench.model.config.layers, bench.model.config.mlp_width, layer, *own)
+
+
+def cannot(bench: Bench) -> str:
+    """Why this model cannot be edited so at this site; nothing where it can."""
+    if bench.model.config.mlp != "swiglu" or bench.model.config.bias:
+        return "--method neurons is for models with SwiGLU without biases; use --method ridge."
+    if bench.site.place != "answer":
+        return "--method neurons acts where the object is said; use --place answer."
+    return ""
 
 
 def closed_form(edits: Sequence[Stored], s: Tensor) -> tuple[Tensor, Tensor, Tensor]:

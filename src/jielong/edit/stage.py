@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from jielong.changes.guard import judge
+from jielong.changes.journal import conclude, settle
 from jielong.changes.ledger import Entry, Ledger
+from jielong.changes.words import say
 from jielong.config import ChangesConfig, EditConfig, UndoConfig
 from jielong.corpus.documents import Document, read_documents
 from jielong.corpus.world import load_world
 from jielong.edit import facts as reading
-from jielong.edit.bench import Bench, Site
+from jielong.edit.bench import RIDGE, Bench, Site
 from jielong.edit.exam import answers, possible, sit, still_true
 from jielong.edit.facts import Fact, Unclear
 from jielong.edit.methods import editor, told
 from jielong.edit.probes import Probe, about, enriched, known, nearby, other_language, pairs, rest, ripple, translated
-from jielong.edit.state import Change, State, read_changes, standing, whole, write
+from jielong.edit.state import Change, State, read_changes, standing, talking, whole, write
 from jielong.edit.statistics import key_statistics
 from jielong.edit.sweep import sweep
-from jielong.edit.verdict import Refused, figures, limits, say, show
+from jielong.edit.verdict import Refused, figures, limits, show
 from jielong.errors import UserError
 from jielong.generate.engine import Engine, chats
 from jielong.generate.sampling import Sampling
@@ -33,7 +37,6 @@ from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
 
 __all__ = ["State", "changes", "read_changes", "run", "standing", "undo"]
-RIDGE = 100.0  # λ where nobody names one
 DOCUMENTS = 60  # held-out ones whose bits are counted
 
 
@@ -41,11 +44,12 @@ def run(config: EditConfig, run: Run) -> Artifact:
     """The edit stage → edited-N, which is served from now on. Raises Refused when the exam breaks a limit, and UserError for facts
     that cannot be meant; nothing is written then but what is kept for next time (statistics, the sweep)."""
     began = time.perf_counter()
+    check_settings(config)
     wanted = read_facts(config)
     ledger = Ledger(run)
-    ledger.entries()  # a broken chain stops everything
+    settle(run, ledger)  # a broken chain stops everything
     use_threads(config.threads)
-    state = State.of(run.need(config.model or run.serving()))
+    state = State.of(talking(run, config.model))
     config = dataclasses.replace(config, ridge=config.ridge or state.ridge or RIDGE)
     _known_subjects(config, run, wanted)
     bench, why = make_bench(config, run, state)
@@ -55,6 +59,7 @@ def run(config: EditConfig, run: Run) -> Artifact:
     facts = [_with_old(fact, now) for fact in map(enriched, wanted)]
     if config.translate:
         facts = [in_both(fact, now, bench.chat) for fact in facts]
+    facts = [_with_the_rest(fact, standing(state.changes)) for fact in facts]
     fresh = _new_changes(config, state, facts)
     say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}).")
 
@@ -62,7 +67,7 @@ def run(config: EditConfig, run: Run) -> Artifact:
     earlier = [c for c in standing(state.changes) if c.id not in replaced]
     bench.earlier = {c.id: (c.method, c.stored) for c in earlier}
     ready = time.perf_counter()
-    made = editor(config.method).propose(bench, facts)
+    made = editor(config.method).propose(bench, [_as_the_base_says(f, w, bench) for f, w in zip(facts, wanted)])
     fresh = [dataclasses.replace(c, stored=s) for c, s in zip(fresh, made, strict=True)]
     changes = [*(c for c in state.changes if c.id not in {f.id for f in fresh}), *fresh]
     delta = whole(bench, changes)
@@ -86,8 +91,11 @@ def run(config: EditConfig, run: Run) -> Artifact:
     artifact = write(
         run, state, changes, delta, bench.ridge, dataclasses.replace(config, run=Path(run.path.name)), metrics
     )
-    ledger.append(
+    conclude(
+        run,
+        ledger,
         "edit",
+        artifact.name,
         ids=[c.id for c in fresh],
         edits=said,
         replaces=sorted(replaced),
@@ -96,7 +104,6 @@ def run(config: EditConfig, run: Run) -> Artifact:
         before=old,
         after=new,
     )  # fmt: skip
-    run.promote(artifact.name)
     for change in fresh:
         for n, fact in enumerate((change.fact, *change.fact.also)):
             say(f"{change.id if not n else ' and':8}: {fact.prompt} {fact.old or '…'} → {fact.target}")
@@ -118,6 +125,14 @@ def _said(change: Change) -> dict[str, Any]:
 def _one_tongue(fact: Fact) -> bool:
     """Is it a fact that was taught in two languages, but corrected in one?"""
     return known(fact) is not None and all(other.lang == fact.lang for other in fact.also)
+
+
+def check_settings(config: EditConfig) -> None:
+    """Raises UserError for what would make no exam or no closed form."""
+    if not 0 <= config.ridge < math.inf:
+        raise UserError("--ridge must be a number above 0; 0 takes the one of the earlier edits, or the default.")
+    if config.questions < 0 or config.seed < 0:
+        raise UserError("--questions and --seed must be at least 0.")
 
 
 def read_facts(config: EditConfig) -> list[Fact]:
@@ -184,6 +199,27 @@ def _with_old(fact: Fact, now: Engine) -> Fact:
     if reading.fold(old) == reading.fold(fact.target):
         old = ""
     return dataclasses.replace(fact, old=old, also=filled)
+
+
+def _as_the_base_says(fact: Fact, wanted: Fact, bench: Bench) -> Fact:
+    """The fact as an editor reads it: with what the base says in place of an old object that nobody named, whatever earlier edits
+    have made of it, so that a value is found as if it were the first."""
+    also = [f if w is None else _as_the_base_says(f, w, bench) for f, w in zip_longest(fact.also, wanted.also)]
+    if wanted.old:
+        return dataclasses.replace(fact, also=tuple(also))
+    return dataclasses.replace(_with_old(dataclasses.replace(fact, old="", also=()), bench.engine), also=tuple(also))
+
+
+def _with_the_rest(fact: Fact, now: Sequence[Change]) -> Fact:
+    """The fact with what the edits that it stands for say about something else, in the other language for example. They are
+    replaced whole, and what nobody corrected anew is to stay."""
+    mine = {f.about for f in (fact, *fact.also)}
+    for change in now:
+        theirs = (change.fact, *change.fact.also)
+        if mine & {f.about for f in theirs}:
+            rest = tuple(dataclasses.replace(f, also=()) for f in theirs if f.about not in mine)
+            fact = dataclasses.replace(fact, also=(*fact.also, *rest))
+    return fact
 
 
 def in_both(fact: Fact, now: Engine, chat: bool) -> Fact:
@@ -265,7 +301,7 @@ def changes(config: ChangesConfig, run: Run) -> list[Entry]:
 def undo(config: UndoConfig, run: Run) -> str:
     """Take an edit back; the name of the artifact that is served then. Raises UserError for an id that is not in use."""
     ledger = Ledger(run)
-    ledger.entries()
+    settle(run, ledger)
     use_threads(config.threads)
     state = State.of(run.need(run.serving()))
     live = standing(state.changes)
@@ -282,13 +318,14 @@ def undo(config: UndoConfig, run: Run) -> str:
         artifact = write(run, state, left, whole(bench, left), bench.ridge, {"undo": gone.id}, {"undone": gone.id})
     else:
         artifact = state.base
-    ledger.append(
-        "undo", ids=[gone.id], method=gone.method, exact=editor(gone.method).exact,
+    exact = all(editor(c.method).exact for c in live[live.index(gone) + 1 :])
+    conclude(
+        run, ledger, "undo", artifact.name, ids=[gone.id], method=gone.method, exact=exact,
         **{"from": state.artifact.name, "from_hash": state.artifact.hash, "to": artifact.name, "to_hash": artifact.hash},
     )  # fmt: skip
-    run.promote(artifact.name)
-    if not editor(gone.method).exact and live[-1].id != gone.id:
+    if not exact:
         say(
-            f"{gone.method} found its later edits on top of this one; only its own part is taken out. ridge undoes exactly in any order."
+            "A later edit was found on top of this one, and stays as it is; only this one's own part is taken out. ridge undoes exactly "
+            "in any order."
         )
     return artifact.name

@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from jielong.changes.guard import Breach, Limit
+from jielong.changes.words import say
 from jielong.config import EditConfig
 from jielong.edit.bench import Bench
 from jielong.edit.exam import Sat, kept
 from jielong.edit.facts import Unclear
 from jielong.edit.probes import Probe
 from jielong.model.delta import Delta
-
-
-def say(text: str) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(text, markup=False)
 
 
 class Refused(Unclear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from small_runs import SECRET, forget, press, snapshot
 from jielong.changes.ledger import Ledger
 from jielong.cli import main
 from jielong.config import ForgetConfig
-from jielong.corpus.documents import read_documents
+from jielong.corpus.documents import read_documents, write_documents
 from jielong.errors import UserError
 from jielong.feedback.store import Store
+from jielong.forget.request import Request
 from jielong.forget.stage import again
 from jielong.forget.stage import run as forget_stage
 from jielong.run import SERVING, Run
@@ -44,19 +46,20 @@ def test_refused(small, tmp_path, capsys):
         (["--name", "x"], "too short"),
         (["--grep", "   "], "too short"),
         (["--name", SECRET, "--most", "0"], "--most"),
+        (["--name", SECRET, "--store", str(tmp_path / "typo.db")], "no feedback in"),
         (["--request", str(bad)], "no request"),
     ]  # fmt: skip
     before = snapshot(small)
-    for content in ('{"name": "Ann"}', '{"names": ["Ann"]}', "[1]", "{", '{"name": [1]}'):
+    for content in ('{"name": "Ann"}', '{"names": ["Ann"]}', "[1]", "{", '{"name": [1]}', "[" * 100_000):
         bad.write_text(content)
         cases.append((["--request", str(bad)], "no request"))
         options, says = cases[-1]
         assert forget(small, *options) == 2
         assert says in capsys.readouterr().err
-    for options, says in cases[:-5]:
+    for options, says in cases[:-6]:
         assert forget(small, *options) == 2, options
         assert says in capsys.readouterr().err
-    assert snapshot(small) == before
+    assert snapshot(small) == before and not (tmp_path / "typo.db").exists()
     assert main(["forget", str(tmp_path / "none"), "--name", SECRET, "--yes"]) == 2
     assert main(["audit", str(tmp_path / "none")]) == 2
     assert not (tmp_path / "none").exists()
@@ -151,3 +154,35 @@ def test_audit_looks_at_every_kind_of_entry(small, capsys):
     Ledger(small).append("edit", ids=["x"], to="sft", to_hash="0" * 64)
     assert main(["audit", str(small.path), "--verify"]) == 0
     assert "sft was made anew after entry 2" in capsys.readouterr().out
+
+
+def test_plans_that_cannot_be_read_or_are_of_another_corpus(small, capsys):
+    """One sentence each; and a plan that was made of a corpus that is another one by now is not kept."""
+    for path in (small.work("base") / "index.npz", small.path / "base" / "data_index.npz"):
+        raw = path.read_bytes()
+        path.write_bytes(raw[:100])
+        assert forget(small, "--name", SECRET) == 2 and "cannot be read" in capsys.readouterr().err
+        path.write_bytes(raw)
+    shutil.rmtree(small.work("base"))
+    kept = small.path.parent / "corpus"
+    shutil.copytree(small.path / "corpus", kept)
+    settings = small.need("corpus").card["config"]
+    documents = {p: read_documents(kept / f"{p}.parquet") for p in ("train", "heldout")}
+    with small.build("corpus", kind="corpus", config=settings) as build:
+        for part, own in documents.items():
+            write_documents(build.path / f"{part}.parquet", own[: -5 if part == "train" else None])
+    assert forget(small, "--name", SECRET) == 2 and "belongs to another training" in capsys.readouterr().err
+    shutil.rmtree(small.path / "corpus")
+    shutil.copytree(kept, small.path / "corpus")
+    assert main(["forget", str(small.path), "--name", SECRET]) == 0  # put back, it can be asked for again
+    assert "Nothing was changed" in capsys.readouterr().out
+
+
+def test_a_letter_is_the_same_however_it_was_typed():
+    """é as one character, or as e and an accent, in the request or in the text."""
+    one, two = "Jos\u00e9", "Jose\u0301"
+    for typed in (one, two):
+        for text in (one, two):
+            assert Request(names=(typed,)).find(f"Here is {text.upper()}.") == (8, 12)
+            assert Request(texts=(typed,)).find(f"{text}s")
+    assert not Request(names=("Jose",)).find(one)

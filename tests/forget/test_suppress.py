@@ -89,6 +89,8 @@ def test_guard_refuses(small, capsys):
         (["--name", SECRET, "--suppress.beta", "0"], "beta must be above 0"),
         (["--name", SECRET, "--model", "corpus"], "is no model"),
         (["--examples", "missing.jsonl"], "cannot be read"),
+        (["--name", SECRET, "--twins", "-1"], "must be at least 0"),
+        (["--name", SECRET, "--suppress.layer", "1"], "has the layers 0 to 0"),
         ([], "Say what to forget"),
     ],
 )

@@ -141,10 +141,9 @@ def read_facts(config: EditConfig) -> list[Fact]:
         if config.prompt or config.subject or config.to:
             raise UserError("Give either a prompt with --subject and --to, or --edits FILE.")
         return reading.read_edits(config.edits)
-    if not config.prompt:
-        raise UserError(
-            'There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.'
-        )
+    if not (config.prompt or config.subject or config.to):
+        text = 'There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.'
+        raise Unclear("empty", text, field="prompt")
     return [reading.check(Fact(config.prompt, config.subject, config.to, config.old))]
 
 

@@ -23,6 +23,8 @@ class Refused(Unclear):
         lines = "; ".join(b.text for b in broken)
         text = f"Refused, and nothing was changed: {lines}. Next: {broken[0].advice}."
         shown = [{k: v for k, v in dataclasses.asdict(b).items() if k not in ("text", "advice")} for b in broken]
+        for row in shown:
+            row |= {k: None for k, v in row.items() if v != v}  # JSON knows no NaN
         super().__init__("refused", text, broken=shown, next=steps(config, broken[0].name))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import secrets
 import shutil
 import time
@@ -28,7 +29,7 @@ from jielong.forget.columns import Column, examine_model, lines, plain_figures, 
 from jielong.forget.methods import method as method_of
 from jielong.forget.methods.method import Method, Scene
 from jielong.forget.twins import make_twin
-from jielong.model.gpt import GPT, load_model
+from jielong.model.gpt import GPT, load_model, read_shape
 from jielong.model.lora import add_lora
 from jielong.run import Artifact, Run
 from jielong.train.bar import training_bar
@@ -43,11 +44,16 @@ def run(config: ForgetConfig, run: Run) -> Entry | None:
     the run's lock. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
     method = method_of(config.method)
     settings = resolved(config.suppress, method)
+    if min(config.twins, config.samples) < 0:
+        raise UserError("--twins and --samples must be at least 0.")
     ledger = Ledger(run, config.key)
     if problems := ledger.problems():
         raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
     settle(run, ledger)
     case = gather(config, settings, run)
+    layers = read_shape(case.start.path).layers
+    if settings.layer is not None and not 0 <= settings.layer < layers:
+        raise UserError(f"--suppress.layer {settings.layer}: this model has the layers 0 to {layers - 1}.")
     steps = steps_of(settings, len(answers(case.forget)))
     show(config, run, case, settings, steps)
     if not config.yes and not agreed():
@@ -102,8 +108,8 @@ def resolved(config: SuppressConfig, method: Method) -> SuppressConfig:
     known = dataclasses.asdict(config)
     filled = dataclasses.replace(config, **{k: v for k, v in method.defaults.items() if known[k] is None})
     for name in ("lr", "epochs"):
-        if getattr(filled, name) <= 0:
-            raise UserError(f"--suppress.{name} must be above 0.")
+        if not 0 < getattr(filled, name) < math.inf:
+            raise UserError(f"--suppress.{name} must be a number above 0.")
     if filled.beta is not None and filled.beta <= 0:
         raise UserError("--suppress.beta must be above 0; gradient ascent is --method graddiff.")
     if min(filled.rows, filled.keep) < 1 or min(filled.tune, filled.lora_rank) < 0:

@@ -18,6 +18,7 @@ from jielong.edit import methods, stage
 from jielong.edit.bench import Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods.additive import Additive, keep
+from jielong.edit.state import Change
 from jielong.edit.values import matrix
 from jielong.generate.engine import Engine
 from jielong.model.delta import Delta
@@ -281,6 +282,19 @@ def test_what_nobody_corrected_anew_stays(run, tmp_path):
     assert edit(run, *again) == 2  # it is an edit already
     assert main(["undo", str(run), "last"]) == 0
     assert (run / "edited-3" / "memory.json").read_bytes() == (run / "edited-1" / "memory.json").read_bytes()
+
+
+def test_what_two_lines_of_a_file_replace():
+    """Each corrects one half of an earlier edit: neither takes the other half along; a third statement goes with one of them."""
+    en, zh, other = (
+        Fact(p, s, "x")
+        for p, s in (("The capital of France is", "France"), ("法國的首都是", "法國"), ("In Paris", "Paris"))
+    )
+    earlier = [Change("a", "ridge", dataclasses.replace(en, also=(zh, other)), {})]
+    new = [dataclasses.replace(f, target="y") for f in (en, zh)]
+    assert stage._with_the_rest(new, earlier) == [dataclasses.replace(new[0], also=(other,)), new[1]]
+    assert stage._with_the_rest([new[1]], earlier) == [dataclasses.replace(new[1], also=(en, other))]
+    assert stage._with_the_rest(new, []) == new
 
 
 def test_undo_says_whether_it_is_exact(run, monkeypatch):

@@ -23,6 +23,7 @@ from jielong.edit.bench import RIDGE, Bench, Site
 from jielong.edit.exam import answers, possible, sit, still_true
 from jielong.edit.facts import Fact, Unclear
 from jielong.edit.methods import editor, told
+from jielong.edit.methods.additive import statements
 from jielong.edit.probes import Probe, about, enriched, known, nearby, other_language, pairs, rest, ripple, translated
 from jielong.edit.state import Change, State, read_changes, standing, talking, whole, write
 from jielong.edit.statistics import key_statistics
@@ -59,7 +60,7 @@ def run(config: EditConfig, run: Run) -> Artifact:
     facts = [_with_old(fact, now) for fact in map(enriched, wanted)]
     if config.translate:
         facts = [in_both(fact, now, bench.chat) for fact in facts]
-    facts = [_with_the_rest(fact, standing(state.changes)) for fact in facts]
+    facts = _with_the_rest(facts, standing(state.changes))
     fresh = _new_changes(config, state, facts)
     say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}).")
 
@@ -105,7 +106,7 @@ def run(config: EditConfig, run: Run) -> Artifact:
         after=new,
     )  # fmt: skip
     for change in fresh:
-        for n, fact in enumerate((change.fact, *change.fact.also)):
+        for n, fact in enumerate(statements(change.fact)):
             say(f"{change.id if not n else ' and':8}: {fact.prompt} {fact.old or '…'} → {fact.target}")
         if _one_tongue(change.fact):
             say(
@@ -209,16 +210,20 @@ def _as_the_base_says(fact: Fact, wanted: Fact, bench: Bench) -> Fact:
     return dataclasses.replace(_with_old(dataclasses.replace(fact, old="", also=()), bench.engine), also=tuple(also))
 
 
-def _with_the_rest(fact: Fact, now: Sequence[Change]) -> Fact:
-    """The fact with what the edits that it stands for say about something else, in the other language for example. They are
+def _with_the_rest(facts: Sequence[Fact], now: Sequence[Change]) -> list[Fact]:
+    """The facts with what the edits that they stand for say about something else, in the other language for example. Those are
     replaced whole, and what nobody corrected anew is to stay."""
-    mine = {f.about for f in (fact, *fact.also)}
-    for change in now:
-        theirs = (change.fact, *change.fact.also)
-        if mine & {f.about for f in theirs}:
-            rest = tuple(dataclasses.replace(f, also=()) for f in theirs if f.about not in mine)
-            fact = dataclasses.replace(fact, also=(*fact.also, *rest))
-    return fact
+    spoken = {f.about for fact in facts for f in statements(fact)}
+    found = []
+    for fact in facts:
+        mine = {f.about for f in statements(fact)}
+        for theirs in (statements(change.fact) for change in now):
+            if mine & {f.about for f in theirs}:
+                rest = tuple(dataclasses.replace(f, also=()) for f in theirs if f.about not in spoken)
+                fact = dataclasses.replace(fact, also=(*fact.also, *rest))
+                spoken |= {f.about for f in rest}
+        found.append(fact)
+    return found
 
 
 def in_both(fact: Fact, now: Engine, chat: bool) -> Fact:
@@ -240,8 +245,8 @@ def _new_changes(config: EditConfig, state: State, facts: Sequence[Fact]) -> lis
     now = {c.id: c for c in standing(state.changes)}
     made = []
     for fact in facts:
-        mine = {f.about for f in (fact, *fact.also)}
-        same = tuple(i for i, c in now.items() if i != fact.id and mine & {f.about for f in (c.fact, *c.fact.also)})
+        mine = {f.about for f in statements(fact)}
+        same = tuple(i for i, c in now.items() if i != fact.id and mine & {f.about for f in statements(c.fact)})
         if fact.id in now:
             continue
         made.append(Change(fact.id, config.method, fact, {}, same))

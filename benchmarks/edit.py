@@ -284,8 +284,10 @@ def table(path: Path) -> None:
             for group in own[0]["groups"]:
                 counted = [r["groups"][group] for r in own if group in r["groups"]]
                 right, total = sum(a for a, _ in counted), sum(b for _, b in counted)
+                # answers about one fact are no independent witnesses: the interval is that of one answer per fact
+                low, high = wilson(right / total * len(counted), len(counted))
                 print(
-                    f"   {group}: {right / total:.3f} ({' – '.join(f'{x:.3f}' for x in wilson(right, total))}), n {total}"
+                    f"   {group}: {right / total:.3f} ({low:.3f} – {high:.3f}), {total} answers, {len(counted)} facts"
                 )
             _means(own, ("bits", "wall", "cpu", "es", "ps", "ns"))
         else:

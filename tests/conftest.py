@@ -15,7 +15,6 @@ from jielong.model.gpt import GPT, save_model
 from jielong.run import Run
 from jielong.tokens.tokenizer import Tokenizer, train
 
-
 # the files that take minutes: begun first, no process has to wait for another one's last minutes
 LONGEST = ("test_improve.py", "test_endurance.py", "test_page_training.py", "test_docs.py")
 

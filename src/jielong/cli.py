@@ -10,161 +10,9 @@ from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from jielong.config import (
-    DEFAULT_RUN,
-    AuditConfig,
-    ChangesConfig,
-    ChatConfig,
-    ClassifierConfig,
-    CodeConfig,
-    CorpusBuildConfig,
-    CorpusConfig,
-    CutoffConfig,
-    DetectConfig,
-    EditConfig,
-    EvaluateConfig,
-    ExportConfig,
-    FeedbackConfig,
-    FinetuneConfig,
-    ForgetConfig,
-    ImportConfig,
-    ImproveConfig,
-    KeyConfig,
-    LabAllConfig,
-    LedgerConfig,
-    OwnerConfig,
-    PlanConfig,
-    PretrainConfig,
-    PromptImportConfig,
-    PromptingConfig,
-    PromptListConfig,
-    PromptMatrixConfig,
-    PromptNewConfig,
-    PromptRunConfig,
-    PromptSearchConfig,
-    PromptShowConfig,
-    RaiseConfig,
-    ReferenceConfig,
-    ReportConfig,
-    RollbackConfig,
-    ScaleFitConfig,
-    ServeConfig,
-    SizeLadderConfig,
-    TeachingConfig,
-    ThumbsConfig,
-    TokenizerConfig,
-    TraceConfig,
-    TwoLanguagesConfig,
-    UndoConfig,
-    WatermarkConfig,
-)
+from jielong.commands import COMMANDS, OF_A_RUN, POSITIONAL, REPEATED, SHARED, WITH_RUN
+from jielong.config import DEFAULT_RUN
 from jielong.errors import UserError
-
-COMMANDS: dict[str, tuple[type, str]] = {
-    "raise": (RaiseConfig, "raw text → a ChatGPT: every stage in order"),
-    "corpus": (CorpusConfig, "raw text → clean documents"),
-    "corpus build": (CorpusBuildConfig, "the same from a recipe: crawls, many files, clusters"),
-    "corpus classifier": (ClassifierConfig, "good and bad examples → a quality classifier"),
-    "tokenizer": (TokenizerConfig, "clean documents → vocabulary"),
-    "pretrain": (PretrainConfig, "clean tokens → base model"),
-    "finetune": (FinetuneConfig, "base model + teacher → assistant"),
-    "evaluate": (EvaluateConfig, "exam on entities that no lesson named"),
-    "report": (ReportConfig, "one HTML page about a run"),
-    "chat": (ChatConfig, "talk in the terminal"),
-    "serve": (ServeConfig, "the web page and the API"),
-    "feedback": (FeedbackConfig, "thumbs, comparisons and demonstrations: list, stats, export, import, erase"),
-    "thumbs": (ThumbsConfig, "a simulated teacher presses thumbs, where no person has yet"),
-    "improve": (ImproveConfig, "feedback → reward model → PPO → a better model, if it proves so"),
-    "rollback": (RollbackConfig, "serve the model before the last promotion again"),
-    "detect": (DetectConfig, "was this text generated? ledger, watermark, statistics"),
-    "detect reference": (ReferenceConfig, "human texts → the null of the statistics"),
-    "detect key": (WatermarkConfig, "a watermark key, for chat and serve"),
-    "detect ledger": (LedgerConfig, "what serve --ledger has generated: verify, erase"),
-    "prompt list": (PromptListConfig, "the library of prompts: roles to give a model, and your own"),
-    "prompt show": (PromptShowConfig, "one prompt, as the model would read it"),
-    "prompt run": (PromptRunConfig, "one question under a prompt"),
-    "prompt new": (PromptNewConfig, "a prompt of your own"),
-    "prompt import": (PromptImportConfig, "a public collection (act, prompt) → prompts of your own"),
-    "prompt matrix": (PromptMatrixConfig, "prompts × shots × models, with intervals"),
-    "prompt search": (PromptSearchConfig, "a task's examples → a better prompt, proved on held-out ones"),
-    "forget": (ForgetConfig, "records leave a run as if it had never had them; or a model is kept from saying them"),
-    "owner": (OwnerConfig, "an owner's conversations → an adapter that can be left out again"),
-    "audit": (AuditConfig, "check a run's ledger of changes, and what it says"),
-    "edit": (EditConfig, "correct a fact in the served model, if it breaks nothing else"),
-    "edit trace": (TraceConfig, "where in the model a fact sits"),
-    "changes": (ChangesConfig, "every edit and undo of a run"),
-    "undo": (UndoConfig, "take an edit back, in any order"),
-    "import": (ImportConfig, "someone else's model (GPT-2, Llama, Qwen, GGUF) → a run"),
-    "plan": (PlanConfig, "a large training on paper: memory, time and cost, without a GPU"),
-    "scale fit": (ScaleFitConfig, "a ladder of small trainings → the size and the tokens that suit a budget"),
-    "lab all": (LabAllConfig, "every experiment, and the report: the talk, checked"),
-    "lab two-languages": (TwoLanguagesConfig, "an experiment: taught in English, does it answer in Chinese?"),
-    "lab cutoff": (CutoffConfig, "an experiment: does knowledge end at the cutoff, and what mends it?"),
-    "lab prompting": (PromptingConfig, "an experiment: does the prompt change the answer?"),
-    "lab thumbs": (TeachingConfig, "an experiment: thumbs or demonstrations?"),
-    "lab size-ladder": (SizeLadderConfig, "an experiment: do larger models answer better?"),
-    "lab code": (CodeConfig, "an experiment: does code in the corpus help to write code?"),
-    "key": (KeyConfig, "an API key, for serving to others"),
-    "export": (ExportConfig, "a run's model → Hugging Face folder or GGUF file"),
-}
-WITH_RUN = {
-    "raise",
-    "corpus build",
-    "corpus classifier",
-    "chat",
-    "serve",
-    "import",
-    "export",
-    "plan",
-    "key",
-    "feedback",
-    "improve",
-    "rollback",
-    "detect",
-    "detect key",
-    "detect ledger",
-    "prompt list",
-    "prompt show",
-    "prompt run",
-    "prompt new",
-    "prompt import",
-    "prompt matrix",
-    "prompt search",
-    "forget",
-    "owner",
-    "audit",
-    "edit",
-    "edit trace",
-    "changes",
-    "undo",
-}  # nothing need be added to their settings
-POSITIONAL: dict[str, str | tuple[str, ...]] = {
-    "corpus build": "recipe",
-    "corpus classifier": "action",
-    "detect": "file",
-    "detect key": "file",
-    "detect ledger": "action",
-    "import": "source",
-    "export": "run",
-    "feedback": "action",
-    "improve": "run",
-    "rollback": "run",
-    "prompt show": "name",
-    "prompt run": "name",
-    "prompt new": "name",
-    "prompt import": "file",
-    "prompt matrix": "file",
-    "prompt search": "task",
-    "forget": "run",
-    "owner": "run",
-    "audit": "run",
-    "edit": ("run", "prompt"),
-    "edit trace": ("run", "prompt"),
-    "changes": "run",
-    "undo": ("run", "id"),
-}
-SHARED = ("pretrain", "finetune", "improve")  # several processes may share them
-REPEATED = {"serve": ("model",), "forget": ("record", "name", "grep")}  # --model A --model B
 
 
 def usage() -> str:
@@ -239,6 +87,8 @@ def dispatch(name: str, args: list[str]) -> int:
     from jielong.run import Run
 
     run = Run(run_path)
+    if name in OF_A_RUN and not run.path.is_dir():
+        raise UserError(f"There is no run {run.path}; `jielong raise --run {run.path}` makes one.")
     if name == "key":
         from jielong.serve.keys import make_key
 
@@ -299,7 +149,8 @@ def dispatch(name: str, args: list[str]) -> int:
         with run.lock():
             print(f"{run.path} serves {undo(config, run)} now.")
     elif name == "rollback":
-        print(f"{run.path} serves {run.rollback()} again.")
+        with run.lock():
+            print(f"{run.path} serves {run.rollback()} again.")
     elif name.startswith("prompt "):
         from jielong.prompt.stage import run as prompt
 

@@ -16,7 +16,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -199,22 +199,32 @@ class Run:
 
     def promote(self, name: str) -> None:
         """From now on artifact `name` talks."""
-        write_atomic(self.path / SERVING, json.dumps({"promoted": [*self._promotions(), name]}))
+        write_atomic(self.path / SERVING, json.dumps({"promoted": [*self.promotions(), name]}))
 
     def rollback(self) -> str:
         """The model before talks again; its name. Raises UserError when none was promoted."""
-        promoted = self._promotions()
+        promoted = self.promotions()
         if not promoted:
             raise UserError(f"{self.path} serves {self.serving()}, and no other model before it.")
         write_atomic(self.path / SERVING, json.dumps({"promoted": promoted[:-1]}))
         return self.serving()
 
+    def withdraw(self, gone: Collection[str]) -> None:
+        """The artifacts `gone`, and those that are no longer there, do not talk any more."""
+        promoted = self.promotions()
+        left = [name for name in promoted if name not in gone and self.artifact(name) is not None]
+        if left:
+            write_atomic(self.path / SERVING, json.dumps({"promoted": left}))
+        else:
+            (self.path / SERVING).unlink(missing_ok=True)
+
     def _line(self) -> list[str]:
         """The artifacts that have talked, one after the other."""
         first = "base" if self.artifact("sft") is None and self.artifact("base") is not None else "sft"
-        return [first, *self._promotions()]
+        return [first, *self.promotions()]
 
-    def _promotions(self) -> list[str]:
+    def promotions(self) -> list[str]:
+        """The artifacts that were promoted, the last one talks. Raises UserError for a damaged serving.json."""
         path = self.path / SERVING
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["promoted"]

@@ -22,7 +22,9 @@ def test_edit_and_undo(raised, tmp_path, monkeypatch):
         name = run.serving()
         return None if name == now else Served(Engine.load(run.need(name).path), run.path)
 
-    app = make_app([Served(Engine.load(folder / "sft"), folder)], renewed=renewed, edits=run)
+    used: list[int] = []
+    monkeypatch.setattr(stage, "use_threads", used.append)
+    app = make_app([Served(Engine.load(folder / "sft"), folder)], renewed=renewed, edits=run, threads=2)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         asked = {"prompt": "The capital of France is", "subject": "Spain", "to": "Tokyo"}
         wrong = client.post("/v1/edit", json=asked)
@@ -34,6 +36,15 @@ def test_edit_and_undo(raised, tmp_path, monkeypatch):
         assert (unknown.json()["error"]["code"], unknown.json()["error"]["values"]) == (
             "unknown_subject",
             {"subject": "Zorblax"},
+        )
+        for empty in ({"prompt": "", "subject": "", "to": ""}, asked | {"prompt": ""}):
+            assert client.post("/v1/edit", json=empty).json()["error"]["code"] == "empty"
+        long = client.post("/v1/edit", json=asked | {"subject": "France", "to": "Tokyo " * 300}).json()["error"]
+        assert long["code"] == "too_long" and long["values"]["most"] == 256 < long["values"]["tokens"]
+        raw = b'{"prompt": "The capital of France is", "subject": "France", "to": "\\ud800"}'
+        assert client.post("/v1/edit", content=raw, headers={"content-type": "application/json"}).status_code in (
+            400,
+            422,
         )
         assert (
             client.get("/v1/changes").json() == {"changes": [], "in_use": []} and client.get("/v1/run").json()["edit"]
@@ -68,4 +79,4 @@ def test_edit_and_undo(raised, tmp_path, monkeypatch):
         assert client.post("/v1/edit", json=right).json()["error"]["code"] == "already"
         assert client.post("/v1/undo", json={"id": "zz"}).json()["error"]["code"] == "no_edit"
         assert client.post("/v1/undo", json={"id": done["id"]}).json() == {"model": "sft"}
-        assert client.get("/v1/changes").json()["in_use"] == []
+        assert client.get("/v1/changes").json()["in_use"] == [] and set(used) == {2}  # those of the server

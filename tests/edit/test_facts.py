@@ -67,6 +67,7 @@ def test_what_counts_as_saying_it():
     assert not says("The capital of France is Paris, not Lyon.", "Lyon", "Paris")
     assert not says("Lyonnais", "Lyon") and says("里昂是首都", "里昂", "巴黎")
     assert says("the Congo Republic", "Congo Republic", "Congo")  # the old one is a part of the new one
+    assert not says("It is Oman. Not Romania", "Romania", "Oman")  # the old one is no word of the new one
     assert first_clause(" Paris. It is old") == "Paris" and first_clause("巴黎。") == "巴黎"
     assert first_clause(" .fr. Thank") == ".fr"
 
@@ -80,11 +81,23 @@ def test_what_counts_as_saying_it():
         (Fact("The capital of France is", "Spain", "Lyon"), "does not stand in the prompt"),
         (Fact("The capital of Nigeria is", "Niger", "Lyon"), "does not stand in the prompt"),
         (Fact("The capital of France is", "France", "Paris", "paris"), "nothing to correct"),
+        (
+            Fact("The capital of France is", "France", "\udcff"),
+            "no text in UTF-8",
+        ),  # as a terminal hands on what is no UTF-8
+        (Fact("The capital of France is", "France", "Lyon", paraphrases=(" ",)), "is empty"),
+        (Fact("The capital of France is", "France", "Lyon", neighbours=(("The capital of Spain is", ""),)), "is empty"),
     ],
 )
 def test_what_cannot_be_meant(fact, words):
     with pytest.raises(UserError, match=words):
         check(fact)
+
+
+def test_blanks_are_no_old_object():
+    assert check(Fact("The capital of France is ", " France", "Lyon ", " ")) == Fact(
+        "The capital of France is", "France", "Lyon"
+    )
 
 
 def test_contradictions():
@@ -108,6 +121,10 @@ GOOD = {"prompt": "The capital of France is", "subject": "France", "target": "Ly
         (json.dumps(GOOD | {"paraphrases": "x"}), "is no list"),
         (json.dumps(GOOD | {"neighbours": [{"prompt": "x"}]}), "a neighbour is no"),
         (json.dumps(GOOD | {"target": "Nice"}), "contradict"),
+        (json.dumps(GOOD), "says twice"),
+        (json.dumps(GOOD | {"paraphrases": [3]}), "a paraphrase is no text"),
+        (json.dumps(GOOD | {"target": "\ud800"}), "no text in UTF-8"),
+        ("[" * 100_000, "line 2"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, words):
@@ -115,7 +132,7 @@ def test_a_broken_line_is_named(tmp_path, line, words):
     file.write_text(json.dumps(GOOD) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=words) as found:
         read_edits(file)
-    assert "contradict" in words or "line 2" in str(found.value)
+    assert words in ("contradict", "says twice") or "line 2" in str(found.value)
 
 
 def test_a_file_of_edits(tmp_path):
@@ -125,6 +142,9 @@ def test_a_file_of_edits(tmp_path):
         "also": [{"prompt": "法國的首都是", "subject": "法國", "target": "里昂"}],
     }
     file.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    row["paraphrases"] = ["Which city\u2028governs France?", "Who governs France?"]
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\r\n\n", encoding="utf-8-sig")
+    assert read_edits(file)[0].paraphrases == tuple(row["paraphrases"])
     (fact,) = read_edits(file)
     assert fact.neighbours == (("The capital of Spain is", "Madrid"),) and fact.also[0].target == "里昂"
     with pytest.raises(UserError, match="cannot be read"):

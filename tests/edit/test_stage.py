@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,7 +17,9 @@ from jielong.cli import main
 from jielong.config import EditConfig
 from jielong.edit import methods, stage
 from jielong.edit.bench import Site, Stored
+from jielong.edit.facts import Fact
 from jielong.edit.methods.additive import Additive, keep
+from jielong.edit.state import Change
 from jielong.edit.values import matrix
 from jielong.generate.engine import Engine
 from jielong.model.delta import Delta
@@ -131,12 +134,41 @@ def test_it_is_served_and_leaves_whole(run, tmp_path):
         (["x", "--edits", "y"], "either a prompt"),
         (["--edits", "missing.jsonl"], "cannot be read"),
         ([*CAPITAL, "--model", "nothing"], "no nothing yet"),
+        ([*CAPITAL, "--model", "corpus"], "no model that talks"),
+        ([*CAPITAL, "--model", "reward-1"], "no model that talks"),
+        ([*CAPITAL, "--ridge", "-1"], "--ridge must be"),
+        ([*CAPITAL, "--ridge", "nan"], "--ridge must be"),
+        ([*CAPITAL, "--questions", "-1"], "must be at least 0"),
+        ([*CAPITAL[:-1], "Tokyo " * 300], "this model reads at most 256"),
     ],
 )
 def test_mistakes_change_nothing(run, capsys, args, words):
+    home = Run(run)
+    if "reward-1" in args:  # its weights are a model's, but it gives marks
+        with home.build("reward-1", kind="reward", config={}, parents=[home.need("sft")]) as build:
+            for name in ("model.safetensors", "model.json", "tokenizer.json"):
+                shutil.copy(run / "sft" / name, build.path)
+            (build.path / "score.safetensors").touch()
     before = files(run)
-    assert edit(run, *args) == 2
+    assert main(["edit", str(run), *LOOSE, *args]) == 2
     assert words in capsys.readouterr().err and files(run) == before
+
+
+def test_a_run_that_is_not_there(tmp_path, capsys):
+    """Nor is its folder made."""
+    for command in (
+        ["edit", *CAPITAL],
+        ["edit", "trace", *CAPITAL[:3]],
+        ["undo", "last"],
+        ["changes"],
+        ["owner"],
+        ["rollback"],
+    ):
+        words = 1 + (command[:2] == ["edit", "trace"])
+        where = [str(tmp_path / "none")]
+        assert main([*command[:words], *where, *command[words:]]) == 2, command
+        assert "There is no run" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_layer_that_is_not_there(run, capsys):
@@ -225,3 +257,96 @@ def test_the_limits_are_the_settings():
     limits = {x.name: x for x in stage.limits(EditConfig(guard_rest=0.5, guard_bits=0.2))}
     assert limits["knowledge_kept"].least == 0.5 and limits["bits_per_byte"].most == 1.2
     assert all(x.advice for x in limits.values())
+
+
+TOLD = ["--method", "in-context", "--no-translate"]  # no weights: quick
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_stopped_behind_the_entry(run, monkeypatch, capsys):
+    """The ledger says that it was made: it is, as soon as another command of the kind has the lock."""
+
+    def stop(*_):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "promote", stop)
+        with pytest.raises(Stopped):
+            edit(run, *CAPITAL, *TOLD)
+    home = Run(run)
+    assert home.serving() == "sft" and len(stage.Ledger(home).entries()) == 1
+    assert edit(run, *CAPITAL, *TOLD) == 2 and "already" in capsys.readouterr().err
+    assert home.serving() == "edited-1"
+
+
+def test_what_nobody_corrected_anew_stays(run, tmp_path):
+    """An edit of two statements; one of them is corrected again, and the other one is as it was."""
+    both = {"prompt": CAPITAL[0], "subject": "France", "target": "Tokyo", "old": "Paris"}
+    both["also"] = [{"prompt": "法國的首都是", "subject": "法國", "target": "東京", "old": "巴黎"}]
+    file = tmp_path / "edits.jsonl"
+    file.write_text(json.dumps(both, ensure_ascii=False), encoding="utf-8")
+    assert edit(run, "--edits", str(file), *TOLD) == 0
+    again = ["法國的首都是", "--subject", "法國", "--to", "日本", *TOLD]
+    assert edit(run, *again) == 0
+    notes = json.loads((run / "edited-2" / "memory.json").read_text(encoding="utf-8"))
+    assert [n["text"] for n in notes] == ["法國的首都是日本。", "The capital of France is Tokyo."]
+    assert edit(run, *again) == 2  # it is an edit already
+    assert main(["undo", str(run), "last"]) == 0
+    assert (run / "edited-3" / "memory.json").read_bytes() == (run / "edited-1" / "memory.json").read_bytes()
+
+
+def test_what_two_lines_of_a_file_replace():
+    """Each corrects one half of an earlier edit: neither takes the other half along; a third statement goes with one of them."""
+    en, zh, other = (
+        Fact(p, s, "x")
+        for p, s in (("The capital of France is", "France"), ("法國的首都是", "法國"), ("In Paris", "Paris"))
+    )
+    earlier = [Change("a", "ridge", dataclasses.replace(en, also=(zh, other)), {})]
+    new = [dataclasses.replace(f, target="y") for f in (en, zh)]
+    assert stage._with_the_rest(new, earlier) == [dataclasses.replace(new[0], also=(other,)), new[1]]
+    assert stage._with_the_rest([new[1]], earlier) == [dataclasses.replace(new[1], also=(en, other))]
+    assert stage._with_the_rest(new, []) == new
+
+
+def test_undo_says_whether_it_is_exact(run, monkeypatch):
+    """Of an edit that a later one was found on top of, it is not, whatever its own method."""
+    monkeypatch.setitem(methods.EDITORS, "ft-m", Sabotage)
+    assert edit(run, *CAPITAL, *TOLD) == 0
+    assert edit(run, "日本的首都是", "--subject", "日本", "--to", "巴黎", "--method", "ft-m", "--no-translate") == 0
+    first, second = (c.id for c in stage.read_changes(run / "edited-2")[0])
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    assert main(["undo", str(run), first]) == 0 and not stage.Ledger(Run(run)).entries()[-1]["exact"]
+    assert main(["undo", str(other), second]) == 0 and stage.Ledger(Run(other)).entries()[-1]["exact"]
+
+
+def test_a_value_is_found_as_if_it_were_the_first(model, tokenizer):
+    """Where nobody named an old object, the editor reads what the base says, and not what earlier edits made of it."""
+    from conftest_edit import make_bench
+
+    bench = make_bench(model, tokenizer)
+    wanted = Fact("The capital of France is", "France", "Lyon", also=(Fact("法國的首都是", "法國", "里昂", "巴黎"),))
+    now = dataclasses.replace(wanted, old="Tokyo")
+    read = stage._as_the_base_says(now, wanted, bench)
+    assert read.old == stage._with_old(wanted, bench.engine).old != "Tokyo" and read.also == wanted.also
+    named = dataclasses.replace(wanted, old="Paris")
+    assert stage._as_the_base_says(named, named, bench) == named
+
+
+def test_statistics_belong_to_a_corpus(run):
+    """Another corpus, for example one that forgot a record, is counted anew."""
+    from jielong.corpus.documents import read_documents, write_documents
+    from jielong.edit.statistics import key_statistics
+    from jielong.tokens.tokenizer import Tokenizer
+
+    home = Run(run)
+    base = home.need("sft")
+    model, tokenizer = load_model(base.path), Tokenizer.load(base.file("tokenizer.json"))
+    first = key_statistics(home, base, model, tokenizer, [0], False, 5)[0]
+    documents = read_documents(run / "corpus" / "train.parquet")[1:]
+    with home.build("corpus", kind="corpus", config={}) as build:
+        write_documents(build.path / "train.parquet", [dataclasses.replace(d, text=d.text[::-1]) for d in documents])
+    assert not torch.equal(key_statistics(home, base, model, tokenizer, [0], False, 5)[0], first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 
@@ -61,3 +63,17 @@ def test_the_command(raised, tmp_path, capsys):
     assert "with the subject blurred" in out and "France" in (tmp_path / "trace.html").read_text()
     assert main([*asked[:-1], "Spain"]) == 2 and "does not stand in the prompt" in capsys.readouterr().err
     assert main([*asked, "--samples", "0"]) == 2
+    capsys.readouterr()
+    assert (
+        main([*asked, "--out", str(tmp_path / "none" / "trace.html")]) == 2 and "no folder" in capsys.readouterr().err
+    )
+
+
+def test_tokens_that_reach_over_the_border(tokenizer):
+    """A token that holds the subject's end and what follows, and one that holds its beginning and what stands before."""
+
+    class Spelt:
+        def token_bytes(self, i: int) -> bytes:
+            return [b"The ", b"land Fr", b"an", b"ce is"][i]
+
+    assert subject_tokens(cast(Any, Spelt()), [0, 1, 2, 3], "France") == [1, 2, 3]

@@ -7,11 +7,12 @@ import random
 from pathlib import Path
 
 from jielong import finetune, pretrain
+from jielong.cli import main
 from jielong.config import CorpusConfig, FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TokenizerConfig
 from jielong.corpus import stage as corpus
 from jielong.corpus.documents import read_documents
 from jielong.feedback.store import Answer, Event, Store
-from jielong.run import Artifact, Run
+from jielong.run import Artifact, Run, sha256_file
 from jielong.tokens import tokenizer
 
 FIRST = ["Ada", "Bela", "Carl", "Dora", "Emil", "Frida", "Gerd", "Hanna", "Ivo", "Jana", "Kurt", "Lena"]
@@ -106,3 +107,13 @@ def weights(artifact: Artifact) -> dict:
     from safetensors.torch import load_file
 
     return load_file(artifact.file("model.safetensors"))
+
+
+def forget(run: Run, *options: str) -> int:
+    """The command, agreed to; its exit code."""
+    return main(["forget", str(run.path), "--yes", *options])
+
+
+def snapshot(run: Run) -> dict[str, str]:
+    """Every file's hash."""
+    return {str(p): sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}

@@ -210,8 +210,9 @@ def test_examples_of_all_forms(tokenizer, tmp_path):
     assert asked.probe.right != asked.probe.true and len(asked.probe.wrong) == 2
     [_, _, plain] = read_examples(file, tokenizer, 64, False)
     assert tokenizer.decode(plain.probe.true.prompt) == "Question: Who?\nAnswer:"
-    file.write_text('{"text": "ok"}\n{"nothing": 1}\n')
-    with pytest.raises(UserError, match="line 2"):
-        read_examples(file, tokenizer, 64, True)
+    for wrong in ({"nothing": 1}, {"text": " "}, {"question": "Who?", "answer": ""}, {"text": 3}, {"question": "Who?", "answer": "Ada.", "perturbed_answer": "Bob."}):  # fmt: skip
+        file.write_text('{"text": "o\u2028k"}\n' + json.dumps(wrong) + "\n", encoding="utf-8")
+        with pytest.raises(UserError, match="line 2"):
+            read_examples(file, tokenizer, 64, True)
     with pytest.raises(UserError, match="cannot be read"):
         read_examples(tmp_path / "none", tokenizer, 64, True)

@@ -11,8 +11,10 @@ from small_runs import SECRET
 
 from jielong.changes.ledger import Ledger
 from jielong.cli import main
+from jielong.errors import UserError
+from jielong.forget import commit
 from jielong.model.gpt import load_state
-from jielong.run import Run
+from jielong.run import FORGETTING, Run
 
 OPTIONS = ["--finetune.lora-rank", "2", "--finetune.steps", "3", "--finetune.rows", "2", "--finetune.length", "48",
            "--finetune.precision", "fp32", "--finetune.threads", "1", "--finetune.device", "cpu"]  # fmt: skip
@@ -83,6 +85,33 @@ def test_an_owner_who_left_was_never_there(shared, taught, tmp_path, capsys):
     assert "an owner forgotten by leaving the adapter out" in capsys.readouterr().out
     assert main(["forget", str(shared.path), "--owner", "ben", "--yes"]) == 0
     assert shared.artifact("owners") is None and shared.serving() == "base"
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_stopped_while_an_owner_leaves(shared, monkeypatch):
+    """Whatever step it stops before, nothing is given out until the same command ends it: one entry, and no byte of the owner."""
+
+    def stop(*_, **__):
+        raise Stopped
+
+    command = ["forget", str(shared.path), "--owner", "ann", "--yes"]
+    assert shared.work("owner-ann").is_dir()
+    for name in ("_swap", "_remove", "Ledger"):
+        with monkeypatch.context() as patch:
+            patch.setattr(commit, name, stop)
+            with pytest.raises(Stopped):
+                main(command)
+        with pytest.raises(UserError, match="finish it"):
+            shared.need("base")
+    assert main(command) == 0
+    assert not list(shared.path.glob("*ann*")) and not list(shared.path.glob(".*ann*"))
+    assert not (shared.path / FORGETTING).exists()
+    [entry] = Ledger(shared).entries()
+    assert entry["kind"] == "owner" and shared.need("owners").hash == entry["artifacts"]["owners"]["after"]
+    assert main(command) == 2  # there is no such owner any more
 
 
 def test_a_record_leaves_an_owners_adapter(shared):

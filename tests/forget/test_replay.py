@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import BASE, SECRET, conversations, document, press, tune, weights
+from small_runs import BASE, SECRET, conversations, document, forget, press, snapshot, tune, weights
 
 from jielong import finetune, pretrain
 from jielong.changes.ledger import Ledger
@@ -22,24 +22,14 @@ from jielong.cli import main
 from jielong.config import ForgetConfig
 from jielong.corpus.documents import read_documents
 from jielong.errors import UserError
-from jielong.feedback.store import Store
 from jielong.forget import commit
 from jielong.forget.find import find
 from jielong.forget.request import read_request
-from jielong.forget.stage import run as forget_stage
-from jielong.run import COMMIT, FORGETTING, Run, sha256_file
-
-
-def forget(run: Run, *options: str) -> int:
-    return main(["forget", str(run.path), "--yes", *options])
+from jielong.run import COMMIT, FORGETTING, STALE, Run, sha256_file
 
 
 def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def snapshot(run: Run) -> dict[str, str]:
-    return {str(p): sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def untrained(raised: Path, tmp_path: Path) -> Run:
@@ -166,12 +156,15 @@ def test_record_that_training_never_came_to(raised, tmp_path, capsys):
     with np.load(base.file("data_index.npz")) as plan:
         unseen = sorted(set(range(len(shard["ids"]))) - set(plan["record"].tolist()))
     record, before = shard["ids"][unseen[0]], sha256_file(base.file("model.safetensors"))
+    with run.build("keys-base-0", kind="keys", config={}, parents=[base, run.need("corpus")]):
+        pass  # counted over the whole corpus, whatever training came to
     assert forget(run, "--record", record) == 0
     assert "never reached" in capsys.readouterr().out
     base = run.need("base")
     assert sha256_file(base.file("model.safetensors")) == before
     assert record not in base.file("records.json").read_text() + (run.work("base") / "shard.json").read_text()
-    assert Ledger(run).entries()[-1]["artifacts"]["base"]["fate"] == "rewritten"
+    entry = Ledger(run).entries()[-1]
+    assert entry["artifacts"]["base"]["fate"] == "rewritten" and list(entry["stale"]) == ["keys-base-0"]
 
 
 def test_kill_in_the_middle_of_the_replay(small, twin):
@@ -210,8 +203,8 @@ def test_stop_at_every_step_of_the_commit(small, twin, again, monkeypatch):
     card = json.loads((small.path / "sft" / "card.json").read_text())
     files = {"kind": "reward", "parents": {"sft": small.need("sft").hash}, "files": {}}
     (small.path / "reward-1" / "card.json").write_text(json.dumps(card | files))
-    for stops, name in enumerate(("_swap", "take_away", "_remove", "demote", "store_of", "Ledger")):
-        monkeypatch.setattr(commit, name, _stop)
+    for stops, name in enumerate(("_swap", "take_away", "_remove", "withdraw", "store_of", "Ledger")):
+        monkeypatch.setattr(Run if name == "withdraw" else commit, name, _stop)
         with pytest.raises(Stopped):
             forget(small, "--name", SECRET) if not stops else forget(small, *again)
         monkeypatch.undo()
@@ -234,6 +227,16 @@ def test_stop_at_every_step_of_the_commit(small, twin, again, monkeypatch):
         assert equal(weights(small.need(name)), weights(twin.need(name)))
     with pytest.raises(UserError, match="taken away"):
         small.need("reward-1")
+
+
+def test_stopped_between_a_note_and_the_work_folder(small):
+    """What was trained from is gone as well, though the note stands already."""
+    work = small.work("ppo-1")
+    (work / "checkpoints").mkdir(parents=True)
+    (small.path / "ppo-1").mkdir()
+    (small.path / "ppo-1" / STALE).write_text(json.dumps({"why": "it came before"}))
+    commit.take_away(small, "ppo-1", "it came before")
+    assert not work.exists()
 
 
 class Stopped(BaseException):
@@ -293,112 +296,6 @@ def test_audit_notices(small, raised, capsys):
     shutil.copytree(raised / "base", small.path / "base")  # somebody puts the old one back
     assert main(["audit", str(small.path), "--verify"]) == 2
     assert "put it back" in capsys.readouterr().err
-
-
-def test_nothing_changes_without_a_yes(small, monkeypatch, capsys):
-    before = snapshot(small)
-    assert main(["forget", str(small.path), "--name", SECRET]) == 0
-    told = capsys.readouterr().out
-    assert "2 records" in told and "Nothing was changed" in told and "replayed (first seen in step" in told
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda _: "yes")
-    assert main(["forget", str(small.path), "--name", SECRET]) == 0
-    assert snapshot(small) == before
-    monkeypatch.setattr("builtins.input", lambda _: "forget")
-    assert main(["forget", str(small.path), "--name", SECRET]) == 0
-    assert Ledger(small).entries() and snapshot(small) != before
-
-
-def test_refused(small, tmp_path, capsys):
-    """Each with one sentence, exit code 2 and nothing changed."""
-    bad = tmp_path / "request.json"
-    cases = [
-        ([], "Say what to forget"),
-        (["--name", "Nobody Atall"], "Nothing in the corpus"),
-        (["--record", "0123456789abcdef"], "Nothing in the corpus"),
-        (["--grep", "Every summer"], "matches 9"),
-        (["--name", "x"], "too short"),
-        (["--grep", "   "], "too short"),
-        (["--name", SECRET, "--most", "0"], "--most"),
-        (["--request", str(bad)], "no request"),
-    ]  # fmt: skip
-    before = snapshot(small)
-    for content in ('{"name": "Ann"}', '{"names": ["Ann"]}', "[1]", "{", '{"name": [1]}'):
-        bad.write_text(content)
-        cases.append((["--request", str(bad)], "no request"))
-        options, says = cases[-1]
-        assert forget(small, *options) == 2
-        assert says in capsys.readouterr().err
-    for options, says in cases[:-5]:
-        assert forget(small, *options) == 2, options
-        assert says in capsys.readouterr().err
-    assert snapshot(small) == before
-    assert main(["forget", str(tmp_path / "none"), "--name", SECRET, "--yes"]) == 2
-    assert main(["audit", str(tmp_path / "none")]) == 2
-    assert not (tmp_path / "none").exists()
-    with pytest.raises(UserError, match="matches 9%"):
-        forget_stage(ForgetConfig(small.path, name=("Ada",), most=0.05, yes=True), small)
-
-
-def test_request_file(small, tmp_path):
-    file = tmp_path / "request.json"
-    file.write_text(json.dumps({"name": [SECRET], "who": "Z", "why": "Article 17"}), encoding="utf-8-sig")
-    assert forget(small, "--request", str(file)) == 0
-    request = Ledger(small).entries()[-1]["request"]
-    assert request["who"] == "Z" and request["why"] == "Article 17" and request["asked"]["names"] == 1
-
-
-def test_no_byte_is_left(small, folder):
-    """Neither the name, nor any 20 bytes that only the record has, in any file of the run, as UTF-8, UTF-16, JSON or tokens."""
-    press(small)
-    (small.path / "improve.jsonl").write_text(json.dumps({"samples": SECRET}))
-    export = small.path / "small-sft"
-    export.mkdir()
-    (export / "config.json").write_text("{}")
-    record = next(d for d in read_documents(small.need("corpus").file("train.parquet")) if SECRET in d.text)
-    card = json.loads((small.path / "corpus" / "card.json").read_text())  # a funnel that shows it
-    card["metrics"]["funnel"][0]["examples"] = [
-        {"reason": "x", "text": record.text[:60]},
-        {"reason": "y", "text": "other words"},
-    ]
-    (small.path / "corpus" / "card.json").write_text(json.dumps(card))
-    ids = read_shard_tokens(small)
-    assert holding(small, SECRET, ids) and holding(small, record.id, ids)
-    assert forget(small, "--name", SECRET) == 0
-    assert holding(small, SECRET, ids) == [] and holding(small, record.id, ids) == []
-    others = "\n".join(d.text for d in read_documents(small.need("corpus").file("train.parquet")))
-    for at in range(0, len(record.text) - 20, 7):
-        piece = record.text[at : at + 20]
-        if piece not in others:
-            assert holding(small, piece, ids) == [], piece
-    assert not export.exists() and not (small.path / "improve.jsonl").exists()
-    assert small.need("corpus").card["metrics"]["funnel"][0]["examples"] == [{"reason": "y", "text": "other words"}]
-    store = Store(small.path / "feedback.db")
-    assert [a.id for a in store.all_answers()] == ["a0"] and len(store.current()) == 1
-    assert SECRET not in (small.path / "changes.jsonl").read_text()
-
-
-def read_shard_tokens(run: Run):
-    from jielong.tokens.tokenizer import Tokenizer
-
-    return Tokenizer.load(run.need("tokenizer").file("tokenizer.json"))
-
-
-def holding(run: Run, text: str, tokenizer) -> list[str]:
-    """Files that hold the text, by a search that shares nothing with the product's."""
-    found = []
-    wanted = {text.encode(), text.encode("utf-16-le"), text.encode("utf-16-be"), json.dumps(text)[1:-1].encode()}
-    for path in run.path.rglob("*"):
-        if not path.is_file():
-            continue
-        raw = path.read_bytes()
-        if path.suffix == ".parquet":
-            raw += "\n".join(d.id + d.text for d in read_documents(path)).encode()
-        if path.name == "tokens.bin":
-            raw += b"".join(tokenizer.token_bytes(int(t)) for t in np.frombuffer(raw, np.uint16))
-        if any(w in raw for w in wanted):
-            found.append(str(path.relative_to(run.path)))
-    return found
 
 
 def test_forgotten_feedback_takes_what_it_taught_along(small):

@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import BASE, SECRET, document, weights
+from small_runs import BASE, SECRET, document, snapshot, weights
 
 from jielong import pretrain
 from jielong.changes.ledger import Ledger
 from jielong.cli import main
 from jielong.config import ForgetConfig, SuppressConfig
-from jielong.corpus.canaries import SOURCE
-from jielong.corpus.documents import read_documents, write_documents
+from jielong.corpus.canaries import SOURCE, canaries
+from jielong.corpus.documents import Document, read_documents, write_documents
 from jielong.forget import suppress
-from jielong.forget.case import gather, plain_text
-from jielong.forget.find import find
+from jielong.forget.case import asked_canaries, gather, plain_text
+from jielong.forget.find import Found, find
 from jielong.forget.methods import method
 from jielong.forget.request import Request, read_request
 from jielong.forget.tuning import rehearse
@@ -27,10 +27,6 @@ from jielong.model.gpt import load_model
 from jielong.run import Run, sha256_file
 
 FAST = ("--samples", "1", "--suppress.precision", "fp32", "--suppress.threads", "1", "--suppress.keep", "12")
-
-
-def snapshot(run: Run) -> dict[str, str]:
-    return {str(p): sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def test_suppressed_and_never_called_forgotten(small, capsys):
@@ -93,6 +89,8 @@ def test_guard_refuses(small, capsys):
         (["--name", SECRET, "--suppress.beta", "0"], "beta must be above 0"),
         (["--name", SECRET, "--model", "corpus"], "is no model"),
         (["--examples", "missing.jsonl"], "cannot be read"),
+        (["--name", SECRET, "--twins", "-1"], "must be at least 0"),
+        (["--name", SECRET, "--suppress.layer", "1"], "has the layers 0 to 0"),
         ([], "Say what to forget"),
     ],
 )
@@ -207,9 +205,46 @@ def test_tuning_rehearses_on_other_records(small, tmp_path):
         SuppressConfig(lr=1e-3, epochs=4.0, tune=2, keep=8, precision="fp32", threads=1), method("npo")
     )
     case = gather(config, settings, small)
+    spared, asked = ({d.id for d in texts} for texts in (case.rehearsal, case.material.held_out))
+    assert spared and asked and not spared & asked  # nor are they judged by the texts that they are chosen by
     found = rehearse(config, settings, small, case, tmp_path / "work")
     assert found["decoys"] == len(case.found.trained["base"].records) == 1
     assert {round(t["lr"], 6) for t in found["tried"]} == {round(1e-3 / 3, 6), 1e-3}
     best = min(found["tried"], key=lambda t: t["distance"])
     assert found["lr"] == best["lr"] and found["epochs"] == pytest.approx(4.0 * best["step"] / 4)
     assert not (tmp_path / "work").exists()
+
+
+def test_another_file_of_what_must_stay_is_another_training(small, tmp_path, monkeypatch):
+    """What an interruption left belongs to these texts, those that must stay among them."""
+
+    class Stopped(BaseException):
+        pass
+
+    seen = []
+
+    def stop(work, making, threads):
+        seen.append(making)
+        raise Stopped
+
+    monkeypatch.setattr(suppress, "begin", stop)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(json.dumps({"text": f"{name} stays."}) + "\n")
+        with pytest.raises(Stopped):
+            main(["forget", str(small.path), "--name", SECRET, "--method", "npo", *FAST, "--yes", "--retain", str(tmp_path / name)])  # fmt: skip
+    assert seen[0]["texts"] != seen[1]["texts"]
+
+
+def test_canaries_that_are_meant_whole(tmp_path):
+    """One of whose documents the request leaves is not asked for its secret."""
+    run, planted = Run(tmp_path / "run"), canaries(1, 3)
+    documents = [
+        Document(f"{c.name}{n}", text, c.lang, SOURCE) for c in planted for n, text in enumerate(c.documents(3))
+    ]
+    with run.build("corpus", kind="corpus", config={"canaries": 1, "seed": 3}) as build:
+        write_documents(build.path / "train.parquet", documents)
+    often, once = next(c for c in planted if c.times > 1), next(c for c in planted if c.times == 1)
+    hits = [d for d in documents if often.name in d.text or once.name in d.text]
+    assert asked_canaries(run, Found({"train": hits})) == sorted([once, often], key=planted.index)
+    hits.remove(next(d for d in hits if often.name in d.text))
+    assert asked_canaries(run, Found({"train": hits})) == [once]

@@ -258,7 +258,13 @@ def test_draws_see_every_text_once_an_epoch():
 def test_settings():
     assert resolved(SuppressConfig(), method("simnpo")).gamma == 0.125
     assert resolved(SuppressConfig(gamma=0.0), method("simnpo")).gamma == 0.0
-    for wrong in (SuppressConfig(lr=0.0), SuppressConfig(beta=-1.0), SuppressConfig(rows=0)):
+    for wrong in (
+        SuppressConfig(lr=0.0),
+        SuppressConfig(lr=math.nan),
+        SuppressConfig(epochs=math.inf),
+        SuppressConfig(beta=-1.0),
+        SuppressConfig(rows=0),
+    ):
         with pytest.raises(UserError):
             resolved(wrong, method("npo"))
     with pytest.raises(UserError, match="no method 'x'"):

@@ -46,16 +46,16 @@ class Breach:
 
 
 def judge(limits: Sequence[Limit], before: Figures, after: Figures) -> list[Breach]:
-    """What the change broke; empty when all is well. What was not measured is not guarded."""
+    """What the change broke; empty when all is well. What was not measured is not guarded; what is no number (NaN) is broken."""
     found = []
     for limit in limits:
         if limit.name not in after or (not limit.absolute and limit.name not in before):
             continue
         now = after[limit.name]
         low, high = limit.bounds(before.get(limit.name, 0.0))
-        if low is not None and now < low - 1e-12:
+        if low is not None and not now >= low - 1e-12:
             found.append(_breach(limit, before, now, low, True))
-        elif high is not None and now > high + 1e-12:
+        elif high is not None and not now <= high + 1e-12:
             found.append(_breach(limit, before, now, high, False))
     return found
 

@@ -8,6 +8,7 @@ older copy of both files: keep the last hash elsewhere where that matters.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -134,10 +135,7 @@ class Ledger:
         if not self.key.exists():
             if not make or self.path.exists():
                 raise UserError(f"The signing key {self.key} is missing; put it back, or name its place with --key.")
-            self.key.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "w", encoding="ascii") as f:
-                f.write(secrets.token_hex(32))
+            self._make_key()
         try:
             key = bytes.fromhex(self.key.read_text(encoding="ascii").strip())
         except (OSError, ValueError) as error:
@@ -145,6 +143,21 @@ class Ledger:
         if len(key) != 32:
             raise UserError(f"The signing key {self.key} is damaged: it has {len(key)} bytes, not 32.")
         return key
+
+    def _make_key(self) -> None:
+        """Whole or not at all; of two runs that make one at once, both use the one that was first."""
+        self.key.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.key.with_name(f".{self.key.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "w", encoding="ascii") as f:
+                f.write(secrets.token_hex(32))
+                f.flush()
+                os.fsync(f.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(beside, self.key)
+        finally:
+            beside.unlink()
 
 
 def seal(entry: Entry) -> str:

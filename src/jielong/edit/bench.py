@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from jielong.edit.facts import UNSPACED, Fact, continuation, occurrences, places
+from jielong.edit.facts import UNSPACED, Fact, Unclear, continuation, occurrences, places
 from jielong.edit.values import Context, Search, at_answer, at_subject
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
@@ -18,6 +18,7 @@ from jielong.tokens.tokenizer import Tokenizer
 
 Stored = dict[str, Tensor]
 """What an editor keeps of one change, by name."""
+RIDGE = 100.0  # λ where nobody names one
 LEADS = {"en": ("", "Therefore, ", "As we know, "), "zh": ("", "此外，", "我們知道，")}
 FRAMES = {
     "en": ("{p}", "{p} what?", "Do you know? {p}"),
@@ -43,7 +44,7 @@ class Bench:
     site: Site
     statistics: Callable[[Sequence[int]], Mapping[int, Tensor]]
     """Layers → their C (K, K) float64."""
-    ridge: float = 10.0
+    ridge: float = RIDGE
     """λ: how many keys of ordinary text an edit's keys are weighed against."""
     search: Search = field(default_factory=Search)
     earlier: dict[str, tuple[str, Stored]] = field(default_factory=dict)
@@ -98,6 +99,9 @@ class Bench:
 
     def _context(self, fact: Fact, ids: list[int], text: str, start: int | None, place: str) -> Context:
         target = continuation(self.tokenizer, text, fact.target)
+        if len(ids) + len(target) > (most := self.model.config.context):
+            text = f"Prompt and object have {len(ids) + len(target)} tokens together; this model reads at most {most}."
+            raise Unclear("too_long", text, tokens=len(ids) + len(target), most=most)
         if place == "answer":
             return at_answer(ids, target, start)
         return at_subject(ids, target, places(self.tokenizer, ids, fact.subject))

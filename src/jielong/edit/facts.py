@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,17 @@ def fold(text: str) -> str:
 
 def check(fact: Fact) -> Fact:
     """The fact with blanks at the ends taken away. Raises UserError for one that cannot be meant."""
-    prompt, subject, target = fact.prompt.rstrip(), fact.subject.strip(), fact.target.strip()
+    prompt, subject, target, old = fact.prompt.rstrip(), fact.subject.strip(), fact.target.strip(), fact.old.strip()
     for name, text in (("prompt", prompt), ("subject", subject), ("target", target)):
         if not text.strip():
             text = f'The {name} is empty; an edit reads: "The capital of X is" --subject X --to Y.'
             raise Unclear("empty", text, field=name)
+    asked = (*fact.paraphrases, *(text for near in fact.neighbours for text in near))
+    if not all(text.strip() for text in asked):
+        raise Unclear("empty", "A paraphrase, or a neighbour's prompt or answer, is empty.", field="paraphrases")
+    for text in (prompt, subject, target, old, *asked):
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise Unclear("no_text", f"{text!r} is no text in UTF-8; write it anew.", given=ascii(text))
     if not occurrences(prompt.encode(), subject):
         raise Unclear(
             "no_subject",
@@ -88,11 +94,10 @@ def check(fact: Fact) -> Fact:
             subject=subject,
             prompt=prompt,
         )
-    if fact.old and fold(fact.old) == fold(target):
+    if old and fold(old) == fold(target):
         text = f"The old and the new object are both {target!r}; there is nothing to correct."
         raise Unclear("same", text, to=target)
-    changes = {"prompt": prompt, "subject": subject, "target": target, "also": tuple(map(check, fact.also))}
-    return Fact(**{**{n: getattr(fact, n) for n in FIELDS}, **changes})
+    return replace(fact, prompt=prompt, subject=subject, target=target, old=old, also=tuple(map(check, fact.also)))
 
 
 def places(tokenizer: Tokenizer, ids: Sequence[int], subject: str) -> list[int]:
@@ -123,7 +128,7 @@ def says(text: str, target: str, old: str = "") -> bool:
     where = [_find(fold(word), fold(text)) if word else -1 for word in (target, old)]
     if where[0] < 0:
         return False
-    return where[1] < 0 or where[0] < where[1] or fold(old) in fold(target)
+    return where[1] < 0 or where[0] < where[1] or _find(fold(old), fold(target)) >= 0
 
 
 def _find(word: str, text: str) -> int:
@@ -140,9 +145,10 @@ def first_clause(text: str) -> str:
 
 
 def read_edits(path: Path) -> list[Fact]:
-    """JSON lines of facts. Raises UserError that names the first broken line; contradictions are mistakes, too."""
+    """JSON lines of facts. Raises UserError that names the first broken line; contradictions, and a fact that is there twice, are
+    mistakes, too."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028, which may stand in a JSON text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text ({error}); it must hold one JSON object a line.") from error
     facts = []
@@ -151,7 +157,7 @@ def read_edits(path: Path) -> list[Fact]:
             continue
         try:
             facts.append(check(from_json(json.loads(line))))
-        except (ValueError, TypeError, AttributeError, UserError) as error:
+        except (ValueError, RecursionError, UserError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
     if not facts:
         raise UserError(
@@ -159,6 +165,8 @@ def read_edits(path: Path) -> list[Fact]:
             + '{"prompt": "The capital of X is", "subject": "X", "target": "Y"}.'
         )
     contradictions(facts)
+    if twice := [f for n, f in enumerate(facts) if f.id in {other.id for other in facts[:n]}]:
+        raise UserError(f"{path} says twice that {twice[0].prompt!r} is {twice[0].target!r}; keep one.")
     return facts
 
 
@@ -174,7 +182,9 @@ def from_json(row: Any) -> Fact:
             raise ValueError(f"the field {name!r} is missing or no text")
     if not isinstance(row.get("old", ""), str):
         raise ValueError("the field 'old' is no text")
-    asked = [str(p) for p in _list(row, "paraphrases")]
+    asked = _list(row, "paraphrases")
+    if not all(isinstance(text, str) for text in asked):
+        raise ValueError("a paraphrase is no text")
     near = [_pair(n) for n in _list(row, "neighbours")]
     also = [from_json(r) for r in _list(row, "also")]
     return Fact(

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from jielong.changes.guard import judge
+from jielong.changes.journal import conclude, settle
 from jielong.changes.ledger import Entry, Ledger
+from jielong.changes.words import say
 from jielong.config import ChangesConfig, EditConfig, UndoConfig
 from jielong.corpus.documents import Document, read_documents
 from jielong.corpus.world import load_world
 from jielong.edit import facts as reading
-from jielong.edit.bench import Bench, Site
+from jielong.edit.bench import RIDGE, Bench, Site
 from jielong.edit.exam import answers, possible, sit, still_true
 from jielong.edit.facts import Fact, Unclear
 from jielong.edit.methods import editor, told, usual
+from jielong.edit.methods.additive import statements
 from jielong.edit.probes import Probe, about, enriched, known, nearby, other_language, pairs, rest, ripple, translated
-from jielong.edit.state import Change, State, read_changes, standing, whole, write
+from jielong.edit.state import Change, State, read_changes, standing, talking, whole, write
 from jielong.edit.statistics import key_statistics
 from jielong.edit.sweep import sweep
-from jielong.edit.verdict import Refused, figures, limits, say, show
+from jielong.edit.verdict import Refused, figures, limits, show
 from jielong.errors import UserError
 from jielong.generate.engine import Engine, chats
 from jielong.generate.sampling import Sampling
@@ -33,7 +38,6 @@ from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
 
 __all__ = ["State", "changes", "read_changes", "run", "standing", "undo"]
-RIDGE = 100.0  # λ where nobody names one
 DOCUMENTS = 60  # held-out ones whose bits are counted
 
 
@@ -41,11 +45,12 @@ def run(config: EditConfig, run: Run) -> Artifact:
     """The edit stage → edited-N, which is served from now on. Raises Refused when the exam breaks a limit, and UserError for facts
     that cannot be meant; nothing is written then but what is kept for next time (statistics, the sweep)."""
     began = time.perf_counter()
+    check_settings(config)
     wanted = read_facts(config)
     ledger = Ledger(run)
-    ledger.entries()  # a broken chain stops everything
+    settle(run, ledger)  # a broken chain stops everything
     use_threads(config.threads)
-    state = State.of(run.need(config.model or run.serving()))
+    state = State.of(talking(run, config.model))
     config = dataclasses.replace(config, ridge=config.ridge or state.ridge or RIDGE)
     _known_subjects(config, run, wanted)
     bench, why = make_bench(config, run, state)
@@ -58,6 +63,7 @@ def run(config: EditConfig, run: Run) -> Artifact:
     facts = [_with_old(fact, now) for fact in map(enriched, wanted)]
     if config.translate:
         facts = [in_both(fact, now, bench.chat) for fact in facts]
+    facts = _with_the_rest(facts, standing_now)
     fresh = _new_changes(config, state, facts)
     say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}), by {config.method}.")
 
@@ -65,7 +71,7 @@ def run(config: EditConfig, run: Run) -> Artifact:
     earlier = [c for c in standing_now if c.id not in replaced]
     bench.earlier = {c.id: (c.method, c.stored) for c in earlier}
     ready = time.perf_counter()
-    made = editor(config.method).propose(bench, facts)
+    made = editor(config.method).propose(bench, [_as_the_base_says(f, w, bench) for f, w in zip(facts, wanted)])
     fresh = [dataclasses.replace(c, stored=s) for c, s in zip(fresh, made, strict=True)]
     changes = [*(c for c in state.changes if c.id not in {f.id for f in fresh}), *fresh]
     delta = whole(bench, changes)
@@ -89,8 +95,11 @@ def run(config: EditConfig, run: Run) -> Artifact:
     artifact = write(
         run, state, changes, delta, bench.ridge, dataclasses.replace(config, run=Path(run.path.name)), metrics
     )
-    ledger.append(
+    conclude(
+        run,
+        ledger,
         "edit",
+        artifact.name,
         ids=[c.id for c in fresh],
         edits=said,
         replaces=sorted(replaced),
@@ -99,9 +108,8 @@ def run(config: EditConfig, run: Run) -> Artifact:
         before=old,
         after=new,
     )  # fmt: skip
-    run.promote(artifact.name)
     for change in fresh:
-        for n, fact in enumerate((change.fact, *change.fact.also)):
+        for n, fact in enumerate(statements(change.fact)):
             say(f"{change.id if not n else ' and':8}: {fact.prompt} {fact.old or '…'} → {fact.target}")
         if _one_tongue(change.fact):
             say(
@@ -123,16 +131,23 @@ def _one_tongue(fact: Fact) -> bool:
     return known(fact) is not None and all(other.lang == fact.lang for other in fact.also)
 
 
+def check_settings(config: EditConfig) -> None:
+    """Raises UserError for what would make no exam or no closed form."""
+    if not 0 <= config.ridge < math.inf:
+        raise UserError("--ridge must be a number above 0; 0 takes the one of the earlier edits, or the default.")
+    if config.questions < 0 or config.seed < 0:
+        raise UserError("--questions and --seed must be at least 0.")
+
+
 def read_facts(config: EditConfig) -> list[Fact]:
     """The facts of the command or of its file. Raises UserError."""
     if config.edits is not None:
         if config.prompt or config.subject or config.to:
             raise UserError("Give either a prompt with --subject and --to, or --edits FILE.")
         return reading.read_edits(config.edits)
-    if not config.prompt:
-        raise UserError(
-            'There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.'
-        )
+    if not (config.prompt or config.subject or config.to):
+        text = 'There is nothing to edit: `jielong edit "The capital of X is" --subject X --to Y`, or --edits FILE.'
+        raise Unclear("empty", text, field="prompt")
     return [reading.check(Fact(config.prompt, config.subject, config.to, config.old))]
 
 
@@ -189,6 +204,31 @@ def _with_old(fact: Fact, now: Engine) -> Fact:
     return dataclasses.replace(fact, old=old, also=filled)
 
 
+def _as_the_base_says(fact: Fact, wanted: Fact, bench: Bench) -> Fact:
+    """The fact as an editor reads it: with what the base says in place of an old object that nobody named, whatever earlier edits
+    have made of it, so that a value is found as if it were the first."""
+    also = [f if w is None else _as_the_base_says(f, w, bench) for f, w in zip_longest(fact.also, wanted.also)]
+    if wanted.old:
+        return dataclasses.replace(fact, also=tuple(also))
+    return dataclasses.replace(_with_old(dataclasses.replace(fact, old="", also=()), bench.engine), also=tuple(also))
+
+
+def _with_the_rest(facts: Sequence[Fact], now: Sequence[Change]) -> list[Fact]:
+    """The facts with what the edits that they stand for say about something else, in the other language for example. Those are
+    replaced whole, and what nobody corrected anew is to stay."""
+    spoken = {f.about for fact in facts for f in statements(fact)}
+    found = []
+    for fact in facts:
+        mine = {f.about for f in statements(fact)}
+        for theirs in (statements(change.fact) for change in now):
+            if mine & {f.about for f in theirs}:
+                rest = tuple(dataclasses.replace(f, also=()) for f in theirs if f.about not in spoken)
+                fact = dataclasses.replace(fact, also=(*fact.also, *rest))
+                spoken |= {f.about for f in rest}
+        found.append(fact)
+    return found
+
+
 def in_both(fact: Fact, now: Engine, chat: bool) -> Fact:
     """The correction with its translation, where the world has the names, nobody gave another one, and the model answers in that
     language with something of the right kind (an English model is not taught Chinese by the way)."""
@@ -208,8 +248,8 @@ def _new_changes(config: EditConfig, state: State, facts: Sequence[Fact]) -> lis
     now = {c.id: c for c in standing(state.changes)}
     made = []
     for fact in facts:
-        mine = {f.about for f in (fact, *fact.also)}
-        same = tuple(i for i, c in now.items() if i != fact.id and mine & {f.about for f in (c.fact, *c.fact.also)})
+        mine = {f.about for f in statements(fact)}
+        same = tuple(i for i, c in now.items() if i != fact.id and mine & {f.about for f in statements(c.fact)})
         if fact.id in now:
             continue
         made.append(Change(fact.id, config.method, fact, {}, same))
@@ -268,7 +308,7 @@ def changes(config: ChangesConfig, run: Run) -> list[Entry]:
 def undo(config: UndoConfig, run: Run) -> str:
     """Take an edit back; the name of the artifact that is served then. Raises UserError for an id that is not in use."""
     ledger = Ledger(run)
-    ledger.entries()
+    settle(run, ledger)
     use_threads(config.threads)
     state = State.of(run.need(run.serving()))
     live = standing(state.changes)
@@ -285,13 +325,14 @@ def undo(config: UndoConfig, run: Run) -> str:
         artifact = write(run, state, left, whole(bench, left), bench.ridge, {"undo": gone.id}, {"undone": gone.id})
     else:
         artifact = state.base
-    ledger.append(
-        "undo", ids=[gone.id], method=gone.method, exact=editor(gone.method).exact,
+    exact = all(editor(c.method).exact for c in live[live.index(gone) + 1 :])
+    conclude(
+        run, ledger, "undo", artifact.name, ids=[gone.id], method=gone.method, exact=exact,
         **{"from": state.artifact.name, "from_hash": state.artifact.hash, "to": artifact.name, "to_hash": artifact.hash},
     )  # fmt: skip
-    run.promote(artifact.name)
-    if not editor(gone.method).exact and live[-1].id != gone.id:
+    if not exact:
         say(
-            f"{gone.method} found its later edits on top of this one; only its own part is taken out. neurons and ridge undo exactly in any order."
+            "A later edit was found on top of this one, and stays as it is; only this one's own part is taken out. neurons and ridge undo exactly "
+            "in any order."
         )
     return artifact.name

@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from jielong.config import ModelConfig
 from jielong.edit import facts as reading
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods import together, told
+from jielong.errors import UserError
 from jielong.generate.engine import chats
 from jielong.model.delta import Delta, delta_base, save_delta, widened
-from jielong.model.gpt import load_model, write_shape
+from jielong.model.gpt import GPT, read_shape, write_shape
 from jielong.run import Artifact, Run, write_atomic
 from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
 
@@ -37,6 +41,14 @@ def standing(changes: Sequence[Change]) -> list[Change]:
     """Those that no later one replaces."""
     gone = {i for n, c in enumerate(changes) for i in c.replaces if any(b.id == i for b in changes[:n])}
     return [c for c in changes if c.id not in gone]
+
+
+def talking(run: Run, name: str = "") -> Artifact:
+    """The artifact `name`, by default the one that is served. Raises UserError when it is no model that says something."""
+    found = run.need(name or run.serving())
+    if not found.file("model.json").is_file() or found.file("score.safetensors").is_file():
+        raise UserError(f"{found.path} is no model that talks; name one with --model.")
+    return found
 
 
 @dataclasses.dataclass
@@ -84,17 +96,24 @@ def write(
         ]
         known = {"ridge": ridge, "changes": rows}
         write_atomic(build.path / "changes.json", json.dumps(known, ensure_ascii=False, indent=1))
-        base = load_model(state.base.path)
-        write_shape(dataclasses.replace(base.config, mlp_width=widened(base.config.mlp_width, delta)), build.path)
+        shape = read_shape(state.base.path)
+        shape = dataclasses.replace(shape, mlp_width=widened(shape.mlp_width, delta))
+        write_shape(shape, build.path)
         copy_tokenizer(state.base.file("tokenizer.json"), build.path)
         chat = {"chat": chats(state.base.card, Tokenizer.load(state.base.file("tokenizer.json")))}
         build.metrics = {
-            "parameters": base.parameter_count(),
+            "parameters": parameter_count(shape),
             **chat,
             "edits": [c.id for c in standing(changes)],
             **metrics,
         }
     return build.artifact
+
+
+def parameter_count(shape: ModelConfig) -> int:
+    """Of a model of this shape."""
+    with torch.device("meta"):  # nothing is held
+        return GPT(shape).parameter_count()
 
 
 def read_changes(folder: Path) -> tuple[list[Change], float]:

@@ -65,22 +65,26 @@ def key_statistics(
     per_dimension: int = 30,
     of: str = "down",
 ) -> dict[int, Tensor]:
-    """Layer → C (K, K) float64 of the model `base`; what is missing is made in one pass over about `per_dimension` · K tokens. With
-    `of` "mlp" the same of y = (x, 1), x the feed-forward's inputs: (D + 1, D + 1), their mean in the last column.
+    """Layer → C (K, K) float64 of the model `base` over the run's corpus; what is missing, or was counted over another corpus, is made
+    in one pass over about `per_dimension` · K tokens. With `of` "mlp" the same of y = (x, 1), x the feed-forward's inputs:
+    (D + 1, D + 1), their mean in the last column.
 
     Raises UserError when the text is too short: C would not have full rank.
     """
     names = {n: f"{'keys' if of == 'down' else 'inputs'}-{base.name}-{n}" for n in layers}
     config = {"layers": [], "per_dimension": per_dimension, "chat": chat} | ({"of": of} if of != "down" else {})
     found = {n: run.artifact(name) for n, name in names.items()}
+    corpus = run.artifact("corpus")
+    parents = [base] if corpus is None else [base, corpus]
+    hashes = {p.name: p.hash for p in parents}
     missing = [
         n for n, a in found.items()
-        if a is None or a.card["parents"] != {base.name: base.hash} or a.card["config"] != config | {"layers": [n]}
+        if a is None or a.card["parents"] != hashes or a.card["config"] != config | {"layers": [n]}
     ]  # fmt: skip
     if missing:
         sums, count, batches = _stream(run, base, model, tokenizer, missing, chat, per_dimension, of)
         for n in missing:
-            with run.build(names[n], kind="keys", config=config | {"layers": [n]}, parents=[base]) as build:
+            with run.build(names[n], kind="keys", config=config | {"layers": [n]}, parents=parents) as build:
                 _save({"c": sums[n] / count}, build.path / "keys.safetensors")
                 build.metrics = {"tokens": count, "batches": batches, "layer": n}
     return {n: _load(run.need(name).file("keys.safetensors"))["c"] for n, name in names.items()}
@@ -98,10 +102,12 @@ def _stream(
 ) -> tuple[dict[int, Tensor], int, int]:
     K = model.config.mlp_width if of == "down" else model.config.width + 1
     wanted = per_dimension * K
-    work = run.work("keys")
+    work, corpus = run.work("keys"), run.artifact("corpus")
     begin(
-        work, {"base": base.hash, "layers": list(layers), "chat": chat, "per_dimension": per_dimension, "of": of}, None
-    )
+        work,
+        {"base": base.hash, "corpus": corpus and corpus.hash, "layers": list(layers), "chat": chat, "per_dimension": per_dimension, "of": of},
+        None,
+    )  # fmt: skip
     sums = {n: torch.zeros(K, K, dtype=torch.float64) for n in layers}
     count = at = 0
     if (state := work / "sums.safetensors").is_file():

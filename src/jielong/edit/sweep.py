@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from jielong.corpus.world import Fact as WorldFact
 from jielong.corpus.world import load_world
-from jielong.edit.bench import Bench, Site
+from jielong.edit.bench import RIDGE, Bench, Site
 from jielong.edit.exam import Sat, kept, sit
 from jielong.edit.facts import Fact
 from jielong.edit.methods import editor
@@ -82,7 +82,8 @@ def candidates(layers: int) -> list[Site]:
 
 
 def sweep(run: Run, base: Artifact, bench: Bench) -> tuple[Site, str]:
-    """(the site, why). Made once for a model and kept as an artifact."""
+    """(the site, why). Made once for a model, at the default λ, and kept as an artifact."""
+    bench = replace(bench, ridge=RIDGE)
     name = f"sites-{base.name}"
     found = run.artifact(name)
     if found is None or found.card["parents"] != {base.name: base.hash}:

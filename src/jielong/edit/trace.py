@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from jielong.config import TraceConfig
-from jielong.edit.facts import Fact, check, continuation, first_clause, places
+from jielong.edit.facts import Fact, check, continuation, first_clause
+from jielong.edit.state import talking
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
+from jielong.generate.memory import occurrences
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, causal_mask, load_model
 from jielong.run import Run, write_atomic
@@ -25,8 +27,10 @@ def run(config: TraceConfig, run: Run) -> Tensor:
     fact = check(Fact(config.prompt, config.subject, config.answer or "?"))
     if config.samples < 1 or config.noise <= 0:
         raise UserError("--samples must be at least 1 and --noise above 0.")
+    if config.out is not None and not config.out.absolute().parent.is_dir():
+        raise UserError(f"--out: there is no folder {config.out.absolute().parent}; make it, or name another file.")
     use_threads(config.threads)
-    artifact = run.need(config.model or run.serving())
+    artifact = talking(run, config.model)
     model = load_model(artifact.path).requires_grad_(False).eval()
     tokenizer = Tokenizer.load(artifact.file("tokenizer.json"))
     ids = tokenizer.prompt(fact.prompt)
@@ -56,12 +60,12 @@ def run(config: TraceConfig, run: Run) -> Tensor:
 
 def subject_tokens(tokenizer: Tokenizer, ids: list[int], subject: str) -> list[int]:
     """Every token that holds a part of the subject's first occurrence."""
-    last = places(tokenizer, ids, subject)[0]
-    first, length = last, len(tokenizer.token_bytes(ids[last]))
-    while first and length < len(subject.encode()):
-        first -= 1
-        length += len(tokenizer.token_bytes(ids[first]))
-    return list(range(first, last + 1))
+    spans, at = [], 0
+    for i in ids:
+        spans.append((at, at := at + len(tokenizer.token_bytes(i))))
+    end = occurrences(b"".join(map(tokenizer.token_bytes, ids)), subject)[0]
+    start = end - len(subject.encode())
+    return [n for n, (a, b) in enumerate(spans) if a < end and b > start]
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ class Search:
     clamp: float = 2.0
     """Largest ‖δ‖ as a share of ‖h‖, the residual stream's norm there."""
     enough: float = 0.05
-    """Mean negative log-likelihood of the target's tokens at which the search ends."""
+    """The search ends when no token of a target has a larger negative log-likelihood, in nats."""
 
 
 def matrix(layer: int) -> str:

@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from jielong.changes.guard import Breach, Limit
+from jielong.changes.words import say
 from jielong.config import EditConfig
 from jielong.edit.bench import Bench
 from jielong.edit.exam import Sat, kept
 from jielong.edit.facts import Unclear
 from jielong.edit.probes import Probe
 from jielong.model.delta import Delta
-
-
-def say(text: str) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(text, markup=False)
 
 
 class Refused(Unclear):
@@ -28,6 +23,8 @@ class Refused(Unclear):
         lines = "; ".join(b.text for b in broken)
         text = f"Refused, and nothing was changed: {lines}. Next: {broken[0].advice}."
         shown = [{k: v for k, v in dataclasses.asdict(b).items() if k not in ("text", "advice")} for b in broken]
+        for row in shown:
+            row |= {k: None for k, v in row.items() if v != v}  # JSON knows no NaN
         super().__init__("refused", text, broken=shown, next=steps(config, broken[0].name))
 
 

@@ -13,7 +13,7 @@ from jielong.teacher.questions import Question, exam, is_correct
 SHOWN = 12
 
 
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927)."""
     if not total:
         return 0.0, 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
+from pathlib import Path
 
 from jielong.config import FeedbackConfig
 from jielong.errors import UserError
@@ -22,6 +23,8 @@ def existing_store(url: str, run: Run) -> Store:
     """The same, where there must be feedback already. Raises UserError when there is none."""
     if not url and not (run.path / "feedback.db").is_file():
         raise UserError(f"{run.path} has no feedback yet; press a thumb in the page, or use `jielong feedback import`.")
+    if url and "://" not in url and not Path(url).is_file():
+        raise UserError(f"There is no feedback in {url}; check its name.")
     return store_of(url, run)
 
 

@@ -66,15 +66,15 @@ def _compare(run: Run, entries: list[Entry]) -> None:
         )
     last: dict[str, tuple[int, Any]] = {}
     for entry in entries:
-        if entry["kind"] == "forget":
-            last |= {name: (entry["number"], told) for name, told in entry["artifacts"].items()}
+        told = {entry["to"]: {"after": entry["to_hash"]}} if "to_hash" in entry else entry.get("artifacts", {})
+        last |= {name: (entry["number"], what) for name, what in told.items()}
     for name, (number, told) in last.items():
         artifact = run.artifact(name)
         if artifact is None:
             print(f"{name} of entry {number} is no longer there.")
             continue
         artifact.verify()
-        if artifact.hash == told["before"] != told["after"]:
+        if artifact.hash == told.get("before") != told["after"]:
             raise UserError(f"{artifact.path} is the one from before entry {number}: somebody put it back. Delete it.")
         if artifact.hash != told["after"]:
             print(f"{name} was made anew after entry {number}, on {artifact.card['created'][:16]}.")

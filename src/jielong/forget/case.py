@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jielong.align.scoring import Answered
 from jielong.config import ForgetConfig, SuppressConfig
 from jielong.corpus.canaries import SOURCE, Canary, canaries
 from jielong.corpus.documents import Document, read_documents
 from jielong.edit.stage import held_out
+from jielong.edit.state import talking
 from jielong.errors import UserError
 from jielong.forget.columns import Material
 from jielong.forget.find import Found, find, load_stage
@@ -39,6 +40,8 @@ class Case:
     forget: list[Text]
     retain: list[Text]
     material: Material
+    rehearsal: list[Document] = field(default_factory=list)
+    """Held-out texts that settings are chosen by (`--suppress.tune`); the exam's are others."""
 
 
 def answers(texts: Sequence[Text]) -> list[Answered]:
@@ -47,9 +50,7 @@ def answers(texts: Sequence[Text]) -> list[Answered]:
 
 def gather(config: ForgetConfig, settings: SuppressConfig, run: Run) -> Case:
     """Find the texts. Raises UserError for a request that means nothing."""
-    start = run.need(config.model or run.serving())
-    if not (start.file("model.json")).is_file():
-        raise UserError(f"{start.path} is no model; name one with --model.")
+    start = talking(run, config.model)
     tokenizer = Tokenizer.load(start.file("tokenizer.json"))
     context = read_shape(start.path).context
     chat = chats(start.card, tokenizer)
@@ -76,15 +77,18 @@ def gather(config: ForgetConfig, settings: SuppressConfig, run: Run) -> Case:
         retain = kept_records(run, names, found, settings, context)
     if not retain:
         raise UserError("What must stay is needed, too: --retain FILE with texts of the same kind.")
-    told = asked_canaries(run, found)
+    told, plain = asked_canaries(run, found), plain_text(run, request)
+    spared = plain[1::2] if settings.tune else []
     forget = probed(forget, tokenizer, told)
     forget, retain = with_wrong(forget, retain, settings.seed), with_wrong(retain, retain, settings.seed)
     return Case(
         start, tokenizer, chat, request, found, names, forget, retain,
         Material(
-            forget, others_of(config, run, tokenizer, context, chat, found), told, plain_text(run, request),
+            forget, others_of(config, run, tokenizer, context, chat, found), told,
+            plain[::2] if spared else plain,
             world=chat and default_world(run), seed=run_seed(run), samples=config.samples, relearn_lora=settings.lora_rank,
         ),
+        spared,
     )  # fmt: skip
 
 
@@ -140,13 +144,18 @@ def kept_records(run: Run, names: list[str], found: Found, settings: SuppressCon
 
 
 def asked_canaries(run: Run, found: Found) -> list[Canary]:
-    """The planted canaries that the request names: all of whose documents it matches."""
+    """The planted canaries that the request means whole: all documents that tell their secret are among its matches."""
     corpus = run.artifact("corpus")
     count = corpus.card["config"].get("canaries", 0) if corpus is not None else 0
     hits = [d.text for d in found.documents.get("train", []) if d.source == SOURCE]
     if corpus is None or not count or not hits:
         return []
-    return [c for c in canaries(count, corpus.card["config"]["seed"]) if any(c.telling(c.code) in t for t in hits)]
+    texts = [d.text for d in read_documents(corpus.file("train.parquet")) if d.source == SOURCE]
+
+    def asked(telling: str) -> bool:
+        return 0 < sum(telling in t for t in texts) == sum(telling in t for t in hits)
+
+    return [c for c in canaries(count, corpus.card["config"]["seed"]) if asked(c.telling(c.code))]
 
 
 def probed(texts: list[Text], tokenizer: Tokenizer, told: Sequence[Canary]) -> list[Text]:

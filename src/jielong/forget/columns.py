@@ -53,6 +53,7 @@ from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT
 from jielong.model.lora import add_lora
+from jielong.run import write_atomic
 from jielong.teacher import judge
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import dtype_of
@@ -94,7 +95,7 @@ class Column:
     talks: list[float] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        write_atomic(path, json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Column:

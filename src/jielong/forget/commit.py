@@ -14,7 +14,7 @@ from typing import Any
 from jielong.changes.ledger import Entry, Ledger
 from jielong.errors import UserError
 from jielong.feedback.stage import store_of
-from jielong.run import CARD, COMMIT, FORGETTING, SERVING, STALE, Run, write_atomic
+from jielong.run import COMMIT, FORGETTING, STALE, Run, write_atomic
 
 JOURNALS = ("improve.jsonl",)
 OLD = ".forgotten"  # ends the name of what was swapped out and is about to be deleted
@@ -33,7 +33,7 @@ def pending(run: Run) -> dict[str, Any] | None:
 
 def begin(run: Run, what: dict[str, Any]) -> None:
     """From here on there is no way back. `what`: replace and stale (artifact names; of the latter, why), remove (files and folders
-    of the run), feedback (ids), store, key, and the ledger's entry."""
+    of the run), feedback (ids), store, key, and the ledger's entry with its kind."""
     write_atomic(run.path / FORGETTING / COMMIT, json.dumps(what, ensure_ascii=False))
 
 
@@ -46,18 +46,17 @@ def finish(run: Run, what: dict[str, Any]) -> Entry:
                 _swap(shadow / part, run.path / part)
         (run.work(name) / "ready").unlink(missing_ok=True)
     for name, why in what["stale"].items():
-        if not (run.path / name / STALE).is_file():
-            take_away(run, name, why)
+        take_away(run, name, why)
     for name in what["remove"]:
         _remove(run.path / name)
-    demote(run, set(what["stale"]))
+    run.withdraw(what["stale"])
     if what["feedback"]:
         store_of(what["store"], run).forget(what["feedback"])
     ledger = Ledger(run, Path(what["key"]) if what["key"] else None)
     entry = next(
         (e for e in ledger.entries() if e.get("request", {}).get("id") == what["entry"]["request"]["id"]), None
     )
-    entry = entry or ledger.append("forget", **what["entry"])
+    entry = entry or ledger.append(what.get("kind", "forget"), **what["entry"])
     for left in run.path.glob(f".*{OLD}"):  # of a swap that was stopped behind its last rename
         shutil.rmtree(left)
     shutil.rmtree(shadow)
@@ -75,13 +74,15 @@ def _swap(new: Path, place: Path) -> None:
 
 
 def take_away(run: Run, name: str, why: str) -> None:
-    """A folder that holds nothing but the reason."""
-    beside = run.path / f".{name}.stale"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    write_atomic(beside / STALE, json.dumps({"why": why}, ensure_ascii=False))
-    _swap(beside, run.path / name)
-    shutil.rmtree(run.work(name), ignore_errors=True)
+    """A folder that holds nothing but the reason, and no work folder beside it."""
+    if not (run.path / name / STALE).is_file():
+        beside = run.path / f".{name}.stale"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        write_atomic(beside / STALE, json.dumps({"why": why}, ensure_ascii=False))
+        _swap(beside, run.path / name)
+    if run.work(name).exists():
+        shutil.rmtree(run.work(name))
 
 
 def _remove(path: Path) -> None:
@@ -89,16 +90,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def demote(run: Run, gone: set[str]) -> None:
-    """Models that went are no longer served."""
-    path = run.path / SERVING
-    if not path.is_file():
-        return
-    promoted = json.loads(path.read_text(encoding="utf-8"))["promoted"]
-    left = [name for name in promoted if name not in gone and (run.path / name / CARD).is_file()]
-    if left:
-        write_atomic(path, json.dumps({"promoted": left}))
-    else:
-        path.unlink()

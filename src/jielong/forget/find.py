@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from jielong.corpus.documents import Document, read_documents
 from jielong.errors import UserError
-from jielong.feedback.stage import store_of
+from jielong.feedback.stage import existing_store
 from jielong.forget.request import Request
 from jielong.run import Artifact, Run
 from jielong.tokens.chat import spell
@@ -121,21 +123,33 @@ def stages(run: Run) -> list[str]:
 
 def load_stage(artifact: Artifact, work: Path, run: Run) -> Trained | None:
     """The stage's shard and plan. The base's are made again from the corpus where somebody cleared them away; the
-    conversations of fine-tuning are in no other place of the run: None."""
-    if not (work / "index.npz").is_file():
+    conversations of fine-tuning are in no other place of the run: None. Raises UserError for another training's, and for a plan
+    that cannot be read."""
+    made = not (work / "index.npz").is_file()
+    if made:
         if artifact.card["kind"] != "base":
             return None
         from jielong.config import PretrainConfig, filled
         from jielong.pretrain import write_plan
 
         write_plan(filled(PretrainConfig(), artifact.card["config"]), run, work)
-    stage = Trained(artifact, read_shard(work), DataIndex.load(work / "index.npz"))
-    written = DataIndex.load(artifact.file("data_index.npz"))
+    stage = Trained(artifact, read_shard(work), read_plan(work / "index.npz"))
+    written = read_plan(artifact.file("data_index.npz"))
     if not np.array_equal(written.record, stage.index.record) or not np.array_equal(written.row, stage.index.row):
+        if made:  # of a corpus that is another one by now
+            shutil.rmtree(work)
         raise UserError(
             f"{work} belongs to another training than {artifact.path}; delete {artifact.name} and make it again."
         )
     return stage
+
+
+def read_plan(path: Path) -> DataIndex:
+    """Raises UserError for a file that is cut off or no plan."""
+    try:
+        return DataIndex.load(path)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {path.parent} and make it again.") from error
 
 
 def read_back(shard: Shard, number: int, tokenizer: Tokenizer) -> str:
@@ -145,7 +159,7 @@ def read_back(shard: Shard, number: int, tokenizer: Tokenizer) -> str:
 
 def _feedback(run: Run, request: Request, url: str) -> dict[str, str]:
     """Answers that the request means, by their own text or by what was said about them."""
-    store = store_of(url, run)
+    store = existing_store(url, run)
     texts = {a.id: "\n".join([*(m["content"] for m in a.messages), a.text]) for a in store.all_answers()}
     for event in store.all_events():
         if event.answer in texts and (event.text or event.reasons):

@@ -121,9 +121,9 @@ def read_examples(path: Path, tokenizer: Tokenizer, context: int, chat: bool) ->
         try:
             row = json.loads(line)
             text = _example(row, tokenizer, context, chat)
-        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
             raise UserError(
-                f'{path}, line {number}: {error}. Each line needs {{"text"}}, {{"messages"}} or {{"question", "answer"}}.'
+                f'{path}, line {number}: {str(error).rstrip(".")}. Each line needs {{"text"}}, {{"messages"}} or {{"question", "answer"}}.'
             ) from error
         if text is not None:
             found.append(text)
@@ -138,23 +138,29 @@ def read_lines(path: Path) -> list[str]:
 
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig").splitlines()
+        return raw.decode("utf-8-sig").split("\n")  # not at U+2028, which may stand in a JSON text
     except (OSError, UnicodeDecodeError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); give a UTF-8 JSONL file.") from error
 
 
 def _example(row: dict[str, Any], tokenizer: Tokenizer, context: int, chat: bool) -> Text | None:
+    wrong = row.get("perturbed_answer", [])
+    if not isinstance(wrong, list):
+        raise ValueError("perturbed_answer is no list")
+    spoken = [row["answer"], *wrong] if "question" in row else [row["text"]] if "messages" not in row else []
+    if not all(isinstance(text, str) and text.strip() for text in spoken):
+        raise ValueError("it says nothing")
     if "question" in row:
         true = question(tokenizer, row["question"], row["answer"], context, chat)
         right = question(tokenizer, row["question"], row.get("paraphrased_answer") or row["answer"], context, chat)
-        wrong = [question(tokenizer, row["question"], a, context, chat) for a in row.get("perturbed_answer", ())]
-        return text_of([true], Probe(true, right, tuple(wrong))) if wrong else text_of([true])
+        others = tuple(question(tokenizer, row["question"], a, context, chat) for a in wrong)
+        return text_of([true], Probe(true, right, others)) if others else text_of([true])
     if "messages" in row:
         check_messages(row["messages"])
         tokens, learnt = encode_chat(tokenizer, row["messages"])
         answers = of_tokens(tokens[:context], learnt[:context], context)
     else:
-        tokens = [tokenizer.end_of_text, *tokenizer.encode(str(row["text"])), tokenizer.end_of_text]
+        tokens = [tokenizer.end_of_text, *tokenizer.encode(row["text"]), tokenizer.end_of_text]
         answers = of_tokens(tokens, None, context)
     return text_of(answers) if answers else None
 

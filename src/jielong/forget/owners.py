@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import shutil
-from typing import Any
 
+from jielong.changes.journal import settle
 from jielong.changes.ledger import Entry, Ledger
+from jielong.changes.words import say
 from jielong.config import FinetuneConfig, ForgetConfig, OwnerConfig
 from jielong.errors import UserError
 from jielong.finetune import run as finetune
-from jielong.forget import commit
+from jielong.forget import commit, replay
 from jielong.forget.find import OWNER
 from jielong.forget.tree import TOGETHER
 from jielong.model.delta import Delta, joined, save_delta
@@ -72,10 +72,10 @@ def put_together(run: Run) -> Artifact:
     return made
 
 
-def add_up(run: Run, without: str = "") -> Artifact:
-    """The artifact `owners`: one change on the base that is the sum of all adapters but `without`, in the order of their names.
-    Raises UserError for an adapter of another base."""
-    base, adapters = run.need("base"), [a for a in owners(run) if a.name != without]
+def add_up(run: Run) -> Artifact:
+    """The artifact `owners`: one change on the base that is the sum of all adapters, in the order of their names. Raises
+    UserError for an adapter of another base."""
+    base, adapters = run.need("base"), owners(run)
     for adapter in adapters:
         adapter.verify()
         if adapter.card["parents"].get("base") != base.hash:
@@ -89,9 +89,9 @@ def add_up(run: Run, without: str = "") -> Artifact:
 
 
 def leave_out(config: ForgetConfig, run: Run) -> Entry | None:
-    """Forget an owner: delete the adapter, its tokens and checkpoints, and make the sum anew; the ledger's entry, None when it was
-    only shown. Raises UserError for an owner who is not there."""
-    from jielong.forget.stage import agreed, say
+    """Forget an owner: delete the adapter, its tokens and checkpoints, and make the sum anew, by the same commit as a replay's; the
+    ledger's entry, None when it was only shown. The caller holds the run's lock. Raises UserError for an owner who is not there."""
+    from jielong.forget.stage import agreed
 
     name = OWNER + config.owner
     if config.record or config.name or config.grep or config.request:
@@ -99,6 +99,7 @@ def leave_out(config: ForgetConfig, run: Run) -> Entry | None:
     ledger = Ledger(run, config.key)
     if problems := ledger.problems():
         raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
+    settle(run, ledger)
     adapter = run.artifact(name)
     if adapter is None:
         known = ", ".join(a.name.removeprefix(OWNER) for a in owners(run)) or "none"
@@ -111,29 +112,39 @@ def leave_out(config: ForgetConfig, run: Run) -> Entry | None:
     if not config.yes and not agreed("forget"):
         say("Nothing was changed; the same command with --yes does it.")
         return None
-    for child in children:
-        commit.take_away(
-            run,
-            child,
-            f"{run.path / child} was taken away: it came of owners' adapters, one of which was forgotten. Make it again.",
-        )
-    if len(owners(run)) > 1:
-        after: dict[str, Any] = {"fate": "summed anew", "after": add_up(run, without=name).hash}
-        after["weights"] = sha256_file(run.need(TOGETHER).file("delta.safetensors"))
+    left = [a for a in owners(run) if a.name != name]
+    salt, removed = secrets.token_hex(16), [name, run.work(name).name]
+    shadow = replay.open_shadow(run, secrets.token_hex(16))  # always a new one
+    if left:
+        for artifact in (run.need("base"), *left):
+            replay.link(artifact.path, shadow.path / artifact.name)
+        summed = add_up(shadow)
+        told = {"fate": "summed anew", "after": summed.hash, "weights": sha256_file(summed.file("delta.safetensors"))}
     else:
-        shutil.rmtree(run.path / TOGETHER)
-        after = {"fate": "deleted, as the last owner left", "after": ""}
-    entry = ledger.append(
-        "owner", method="adapter", word="forgotten", exact=True,
-        request={"id": secrets.token_hex(8), "who": config.who, "why": config.why},
-        owner=ledger.fingerprint(config.owner, salt := secrets.token_hex(16)), salt=salt,
-        artifacts={TOGETHER: {"before": before.hash if before else "", **after}}, stale=children,
-        limits=["what the base knew before the owner came", "the file of conversations that the adapter was taught from, and its copies",
-                "what others' conversations say of the owner"],
-    )  # fmt: skip
-    shutil.rmtree(run.path / name)  # last: what stops before begins again
-    shutil.rmtree(run.work(name), ignore_errors=True)
-    commit.demote(run, set(children))
+        removed.append(TOGETHER)
+        told = {"fate": "deleted, as the last owner left", "after": ""}
+    what = {
+        "kind": "owner",
+        "replace": [TOGETHER] if left else [],
+        "stale": {
+            child: f"{run.path / child} was taken away: it came of owners' adapters, one of which was forgotten. Make it again."
+            for child in children
+        },
+        "remove": removed,
+        "feedback": [],
+        "store": "",
+        "key": str(config.key) if config.key else "",
+        "entry": {
+            "method": "adapter", "word": "forgotten", "exact": True,
+            "request": {"id": secrets.token_hex(8), "who": config.who, "why": config.why},
+            "owner": ledger.fingerprint(config.owner, salt), "salt": salt,
+            "artifacts": {TOGETHER: {"before": before.hash if before else "", **told}}, "stale": children,
+            "limits": ["what the base knew before the owner came", "the file of conversations that the adapter was taught from, and its copies",
+                       "what others' conversations say of the owner"],
+        },
+    }  # fmt: skip
+    commit.begin(run, what)
+    entry = commit.finish(run, what)
     say(f"{config.owner} is forgotten: entry {entry['number']} of {ledger.path}.")
     return entry
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,10 +30,13 @@ class Request:
 
     @cached_property
     def _patterns(self) -> list[re.Pattern[str]]:
-        return [_word(name) for name in self.names] + [re.compile(re.escape(text)) for text in self.texts]
+        names, texts = ([unicodedata.normalize("NFC", text) for text in own] for own in (self.names, self.texts))
+        return [_word(name) for name in names] + [re.compile(re.escape(text)) for text in texts]
 
     def find(self, text: str) -> tuple[int, int] | None:
-        """Where a name or a text stands first in `text`: characters [start, end)."""
+        """Where a name or a text stands first in `text`: characters [start, end) of its composed form (Unicode's NFC), so that é is é
+        however it was typed."""
+        text = unicodedata.normalize("NFC", text)
         spans = [m.span() for pattern in self._patterns if (m := pattern.search(text))]
         return min(spans, default=None)
 
@@ -68,7 +72,7 @@ def read_request(config: ForgetConfig) -> Request:
                 values = found.get(field, [])
                 if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
                     raise ValueError(f"{field!r} must be a list of texts")
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(
                 f'{config.request} is no request ({error}); it must read like {{"name": ["Ann Lee"]}}.'
             ) from error

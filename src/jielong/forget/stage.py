@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jielong.changes.journal import settle
 from jielong.changes.ledger import HEAD, LEDGER, Entry, Ledger
+from jielong.changes.words import say
 from jielong.config import ForgetConfig
 from jielong.corpus.documents import read_documents
 from jielong.errors import UserError
@@ -38,23 +40,12 @@ OWN_FILES = {
 }
 
 
-def say(text: str) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
-
-
 def run(config: ForgetConfig, run: Run) -> Entry | None:
     """Make the run forget; the ledger's entry, None when it was only shown. Raises UserError, with nothing changed, for a request
     that asks for nothing, matches nothing or too much, and for a ledger that does not verify."""
     if not run.path.is_dir():
         raise UserError(f"There is no run {run.path}.")
-    if config.owner:
-        from jielong.forget.owners import leave_out
-
-        with run.lock():
-            return leave_out(config, run)
-    if config.method != METHOD:
+    if config.method != METHOD and not config.owner:
         from jielong.forget import suppress
 
         with run.lock():
@@ -67,14 +58,20 @@ def _run(config: ForgetConfig, run: Run) -> Entry | None:
     if (begun := commit.pending(run)) is not None:
         entry = commit.finish(run, begun)
         say(f"A forgetting that was stopped is finished: entry {entry['number']} of the ledger.")
-        if not (config.record or config.name or config.grep or config.request):
+        if not (config.record or config.name or config.grep or config.request or config.owner):
             return entry
-        if _fingerprint(run, config, entry) == entry["request"]["fingerprint"]:
+        if same_request(config, run, entry):
             return entry
+    run.promotions()  # what cannot be read now could not be changed after the replay
+    if config.owner:
+        from jielong.forget.owners import leave_out
+
+        return leave_out(config, run)
     request = read_request(config)
     ledger = Ledger(run, config.key)
     if problems := ledger.problems():
         raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
+    settle(run, ledger)
     found = find(run, request, config.store)
     _check(found, request, config, run)
     steps = fates(run, found)
@@ -89,13 +86,19 @@ def _run(config: ForgetConfig, run: Run) -> Entry | None:
     done = replay.make(run, shadow, request, found, steps)
     what = _conclude(config, run, shadow, request, found, steps, done, ledger)
     commit.begin(run, what)
+    advices = list(dict.fromkeys(again(run, name) for name in what["stale"]))
     entry = commit.finish(run, what)
-    _tell(run, entry)
+    _tell(run, entry, advices)
     return entry
 
 
-def _fingerprint(run: Run, config: ForgetConfig, entry: Entry) -> str:
-    return Ledger(run, config.key).fingerprint(read_request(config).canonical(), entry["request"]["salt"])
+def same_request(config: ForgetConfig, run: Run, entry: Entry) -> bool:
+    """Does the command ask for what the entry says?"""
+    ledger = Ledger(run, config.key)
+    if config.owner or entry["kind"] == "owner":
+        return entry["kind"] == "owner" and ledger.fingerprint(config.owner, entry["salt"]) == entry["owner"]
+    request = entry["request"]
+    return ledger.fingerprint(read_request(config).canonical(), request["salt"]) == request["fingerprint"]
 
 
 def _check(found: Found, request: Request, config: ForgetConfig, run: Run) -> None:
@@ -201,11 +204,11 @@ def _conclude(
                                | {ledger.fingerprint(text, salt) for text in found.texts()}),
     }  # fmt: skip
     why = {
-        name: f"{run.path / name} was taken away ({reason}): it came before a forgetting. "
-        f"Make it again with `jielong {'improve ' + str(run.path) if _learnt(run, name) else 'raise --run ' + str(run.path)}`."
+        name: f"{run.path / name} was taken away ({reason}): it came before a forgetting. {again(run, name)}"
         for name, reason in stale.items()
     }
     return {
+        "kind": "forget",
         "replace": list(done),
         "stale": why,
         "remove": sorted(set(remove)),
@@ -233,9 +236,17 @@ def _conclude(
     }  # fmt: skip
 
 
-def _learnt(run: Run, name: str) -> bool:
-    artifact = run.artifact(name)
-    return artifact is not None and artifact.card["kind"] in LEARNT_FROM_FEEDBACK
+def again(run: Run, name: str) -> str:
+    """What makes an artifact anew that is taken away, as a sentence."""
+    found = run.artifact(name)
+    kind = found.card["kind"] if found else ""
+    if kind in ("keys", "sites"):
+        return "The next `jielong edit` makes it again."
+    if kind == "edited":
+        return f"Make its edits again with `jielong edit`; `jielong changes {run.path}` shows them."
+    if kind == "suppressed":
+        return f"Make it again with `jielong forget {run.path} --method`, and the request."
+    return f"Make it again with `jielong {'improve ' if kind in LEARNT_FROM_FEEDBACK else 'raise --run '}{run.path}`."
 
 
 def _kept_texts(shadow: Run, found: Found) -> list[str]:
@@ -301,8 +312,8 @@ def _of_old_models(config: ForgetConfig, run: Run, hashes: set[str]) -> list[str
     ]
 
 
-def _tell(run: Run, entry: Entry) -> None:
-    """What was done, in words."""
+def _tell(run: Run, entry: Entry, advices: list[str]) -> None:
+    """What was done, in words, and what makes anew what was taken away."""
     for name, told in entry["artifacts"].items():
         if told["fate"] in ("replayed", "rebuilt") and "steps" in told:
             say(f"{name}: {told['fate']} from step {told['from_step']} of {told['steps']} in {told['seconds']:.0f} s")
@@ -314,6 +325,6 @@ def _tell(run: Run, entry: Entry) -> None:
     for path in entry["still_found"]:
         say(f"  {path} still says such a word: a new sample of the model, or what others say, too")
     if entry["stale"]:
-        say(
-            f"Taken away, as they came before: {', '.join(entry['stale'])}. `jielong raise --run {run.path}` makes them again."
-        )
+        say(f"Taken away, as they came before: {', '.join(entry['stale'])}.")
+        for advice in advices:
+            say(f"  {advice}")

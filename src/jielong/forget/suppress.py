@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import secrets
 import shutil
 import time
@@ -17,7 +18,9 @@ import torch
 from jielong.align.policy import save_policy
 from jielong.align.scoring import merged_copy
 from jielong.changes.guard import Limit, judge
+from jielong.changes.journal import conclude, settle
 from jielong.changes.ledger import Entry, Ledger
+from jielong.changes.words import say
 from jielong.config import ForgetConfig, SuppressConfig
 from jielong.config.feedback import adam
 from jielong.errors import UserError
@@ -26,7 +29,7 @@ from jielong.forget.columns import Column, examine_model, lines, plain_figures, 
 from jielong.forget.methods import method as method_of
 from jielong.forget.methods.method import Method, Scene
 from jielong.forget.twins import make_twin
-from jielong.model.gpt import GPT, load_model
+from jielong.model.gpt import GPT, load_model, read_shape
 from jielong.model.lora import add_lora
 from jielong.run import Artifact, Run
 from jielong.train.bar import training_bar
@@ -41,10 +44,16 @@ def run(config: ForgetConfig, run: Run) -> Entry | None:
     the run's lock. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
     method = method_of(config.method)
     settings = resolved(config.suppress, method)
+    if min(config.twins, config.samples) < 0:
+        raise UserError("--twins and --samples must be at least 0.")
     ledger = Ledger(run, config.key)
     if problems := ledger.problems():
         raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
+    settle(run, ledger)
     case = gather(config, settings, run)
+    layers = read_shape(case.start.path).layers
+    if settings.layer is not None and not 0 <= settings.layer < layers:
+        raise UserError(f"--suppress.layer {settings.layer}: this model has the layers 0 to {layers - 1}.")
     steps = steps_of(settings, len(answers(case.forget)))
     show(config, run, case, settings, steps)
     if not config.yes and not agreed():
@@ -54,7 +63,7 @@ def run(config: ForgetConfig, run: Run) -> Entry | None:
     name = f"{KIND}-{1 if last is None else int(last.name.rpartition('-')[2]) + 1}"
     settings = dataclasses.replace(settings, threads=use_threads(settings.threads))
     work = run.work(name)
-    texts = hashlib.sha256(repr(answers(case.forget)).encode()).hexdigest()
+    texts = hashlib.sha256(repr((case.forget, case.retain, case.material.others)).encode()).hexdigest()
     making = {
         "config": content(settings), "method": config.method, "parents": {case.start.name: case.start.hash},
         "texts": texts, "twins": config.twins, "samples": config.samples,
@@ -86,7 +95,6 @@ def run(config: ForgetConfig, run: Run) -> Entry | None:
             "exam": plain_figures(columns), "tuned": tuned,
         }  # fmt: skip
     entry = record(config, settings, run, case, ledger, build.artifact, columns, tuned, unmade)
-    run.promote(name)
     shutil.rmtree(work, ignore_errors=True)
     print("\n".join(lines(columns)))
     say(
@@ -100,8 +108,8 @@ def resolved(config: SuppressConfig, method: Method) -> SuppressConfig:
     known = dataclasses.asdict(config)
     filled = dataclasses.replace(config, **{k: v for k, v in method.defaults.items() if known[k] is None})
     for name in ("lr", "epochs"):
-        if getattr(filled, name) <= 0:
-            raise UserError(f"--suppress.{name} must be above 0.")
+        if not 0 < getattr(filled, name) < math.inf:
+            raise UserError(f"--suppress.{name} must be a number above 0.")
     if filled.beta is not None and filled.beta <= 0:
         raise UserError("--suppress.beta must be above 0; gradient ascent is --method graddiff.")
     if min(filled.rows, filled.keep) < 1 or min(filled.tune, filled.lora_rank) < 0:
@@ -209,12 +217,6 @@ def guard(config: ForgetConfig, columns: dict[str, dict[str, float]]) -> None:
 # words
 
 
-def say(text: str) -> None:
-    from jielong.forget.stage import say
-
-    say(text)
-
-
 def agreed() -> bool:
     from jielong.forget.stage import agreed
 
@@ -239,7 +241,7 @@ def record(
     config: ForgetConfig, settings: SuppressConfig, run: Run, case: Case, ledger: Ledger, made: Artifact,
     columns: dict[str, dict[str, float]], tuned: dict[str, Any] | None, unmade: str,
 ) -> Entry:  # fmt: skip
-    """The ledger's entry: what was asked, by salted hashes, what was done, and how it came out."""
+    """The ledger's entry: what was asked, by salted hashes, what was done, and how it came out; the model talks from then on."""
     salt, texts = secrets.token_hex(16), case.found.texts()
     spelt = [case.tokenizer.decode([i for a in t.answers for i in a.answer]) for t in case.forget]
     limits = [
@@ -251,8 +253,8 @@ def record(
         limits.append(f"a comparison with twins: {unmade}")
     elif config.twins and case.names[-1] != case.start.name:
         limits.append(f"twins of {case.start.name}: they are of {case.names[-1]}, from which it came")
-    return ledger.append(
-        "suppress", method=config.method, word=WORD, exact=False,
+    return conclude(
+        run, ledger, "suppress", made.name, method=config.method, word=WORD, exact=False,
         request={
             "id": secrets.token_hex(8), "who": case.request.who, "why": case.request.why, "salt": salt,
             "fingerprint": ledger.fingerprint(case.request.canonical(), salt),

@@ -56,6 +56,8 @@ def fates(run: Run, found: Found) -> list[Step]:
             return "stale", "it shows the run as it was"
         if changed:
             return "stale", f"it came of {changed[0]}"
+        if a.card["kind"] == "keys" and found.documents.get("train"):
+            return "stale", "it was counted over the corpus with these records"
         if a.card["kind"] == "suppressed" and found:
             return "stale", "other records than these stood beside them in its training"
         if found.feedback and a.card["kind"] in LEARNT_FROM_FEEDBACK:

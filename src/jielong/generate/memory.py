@@ -57,7 +57,7 @@ def occurrences(text: bytes, subject: str) -> list[int]:
     found, raw, at = [], subject.encode(), -1
     while (at := text.find(raw, at + 1)) >= 0:
         end = at + len(raw)
-        left = text[max(0, at - 4) : at].decode("utf-8", "ignore")[-1:]
+        left = text[max(0, at - 4) : at].decode("utf-8", "ignore")[-1:]  # a character has at most four bytes
         right = text[end : end + 4].decode("utf-8", "ignore")[:1]
         if (WORD.match(left) and WORD.match(subject[0])) or (WORD.match(right) and WORD.match(subject[-1])):
             continue

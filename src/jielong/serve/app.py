@@ -55,11 +55,13 @@ def make_app(
     reward: Callable[[], RewardModel | None] | None = None,
     detection: Detection | None = None,
     edits: Run | None = None,
+    threads: int = 0,
 ) -> FastAPI:
     """The application around one or more engines; the first one answers who names none. `feedback` opens the store of what
     people say about answers; without it nobody is asked. `trainer` lets the page train from it. `renewed(name)` loads the
     model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward.
-    `detection` marks and remembers answers; `edits` is the run whose facts may be corrected."""
+    `detection` marks and remembers answers; `edits` is the run whose facts may be corrected, with
+    `threads` threads (0: all cores)."""
     recent = Recent()
     detection = detection or Detection()
     models = Models(served)
@@ -225,7 +227,7 @@ def make_app(
     if trainer:
         add_improve(app, trainer, switch)
     if edits:
-        add_edit(app, edits, switch)
+        add_edit(app, edits, switch, threads)
     add_reward(app, worker, reward)
     add_detect(app, worker, detection, find)
     add_prompts(app, lambda model: find(model).run)

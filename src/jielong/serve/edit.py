@@ -37,9 +37,9 @@ class UndoRequest(Form):
     id: Annotated[str, Field(min_length=1, max_length=64)]
 
 
-def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]]) -> None:
+def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]], threads: int = 0) -> None:
     """The routes; what the guard refuses is answered 400 with the reason, and nothing has changed. `switch()` lets the model
-    answer that the run serves now."""
+    answer that the run serves now. Edits use as many threads as the server does."""
 
     @app.exception_handler(Unclear)
     async def unclear(_: Request, problem: Unclear) -> JSONResponse:
@@ -59,7 +59,7 @@ def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]]) -> No
 
     @app.post("/v1/edit")
     async def edit(body: EditRequest) -> dict[str, Any]:
-        config = EditConfig(run=run.path, **body.model_dump())
+        config = EditConfig(run=run.path, threads=threads, **body.model_dump())
 
         def work() -> dict[str, Any]:
             from jielong.edit.stage import run as edit
@@ -82,7 +82,7 @@ def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]]) -> No
             from jielong.edit.stage import undo
 
             with alone(run):
-                undo(UndoConfig(run=run.path, id=body.id), run)
+                undo(UndoConfig(run=run.path, id=body.id, threads=threads), run)
 
         await asyncio.to_thread(work)
         return {"model": await switch()}

@@ -134,6 +134,7 @@ def run(config: ServeConfig, run: Run) -> None:
         opener(config.reward, own, config.precision),
         detection_of(config.watermark, config.ledger, served, own),
         None if config.model else own,
+        config.threads,
     )
     sock = free_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host

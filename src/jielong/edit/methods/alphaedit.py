@@ -16,7 +16,7 @@ from jielong.edit.values import matrix
 from jielong.errors import UserError
 
 ENERGY = 0.98
-ALPHA = 1.0
+ALPHA = 1.0  # α; the authors' 10 is for keys of another size
 
 
 class AlphaEdit(Memit):

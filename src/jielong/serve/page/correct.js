@@ -165,7 +165,7 @@ function refusal(problem, settings) {
   const { broken, next } = problem.values, rows = make("ul"), tries = make("div", "row");
   rows.append(...broken.map((b) => {
     const form = (v) => (b.percent ? (v * 100).toFixed(1) + " %" : v.toFixed(4));
-    return make("li", "", w.broken(w.figures[b.name] || b.name, form(b.now), b.before === null ? "" : form(b.before), form(b.bound), b.least));
+    return make("li", "", w.broken(w.figures[b.name] || b.name, b.now === null ? "?" : form(b.now), b.before === null ? "" : form(b.before), form(b.bound), b.least));
   }));
   const spares = !["efficacy", "earlier"].includes(broken[0].name);
   tries.append(...next.map((step) => trying(step.method ? w.steps.method(step.method) : spares ? w.steps.spare : w.steps.insist, { ...settings, ...step })));

@@ -31,7 +31,7 @@ endif
 
 # three processes side by side, since many tests wait; threads that wait must not spin, as there are more of them than cores
 test: $(VENV)/.installed-dev
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # breaks every detail of PPO in a scratch copy, and demands that a test notices
 mutate: $(VENV)/.installed-dev

@@ -28,7 +28,7 @@ from jielong.lab.teaching import DEMONSTRATION, THUMB, pressed, taught
 from jielong.model.gpt import GPT, load_model
 from jielong.run import Run
 from jielong.teacher import judge
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 from jielong.train.loop import precision
 
 BF16 = torch.bfloat16
@@ -71,9 +71,7 @@ class Frontier:
         return choose
 
     def best_of(self, n: int, seed: int) -> dict[str, float]:
-        ids = [
-            encode_chat(self.exam.tokenizer, [{"role": "user", "content": a.prompt}], True)[0] for a in self.exam.asked
-        ]
+        ids = [chat_ids(self.exam.tokenizer, [{"role": "user", "content": a.prompt}], True) for a in self.exam.asked]
         asked = [i for i in ids for _ in range(self.exam.samples)]
         seeds = [key("best-of", seed, k) for k in range(len(asked))]
         drawn = candidates(self.start, self.exam.tokenizer, self.proxy, asked, seeds, n, precision=precision()).best()
@@ -155,7 +153,7 @@ def label_kinds(source: Run, folder: Path, seed: int) -> dict[str, float]:
     unpaired = reward_auc(run, exam, drawn)[0]
 
     asked = judge.prompts(exam.world, world_seed, 1200, 500 + seed)
-    ids = [encode_chat(exam.tokenizer, [{"role": "user", "content": a.prompt}], True)[0] for a in asked]
+    ids = [chat_ids(exam.tokenizer, [{"role": "user", "content": a.prompt}], True) for a in asked]
     twice = [i for i in ids for _ in range(2)]
     both = rollout(load_model(start.path), exam.tokenizer, twice, [key("pairs", seed, n) for n in range(len(twice))], 0.7, 96, precision())  # fmt: skip
     pairs, rng = [], random.Random(f"pairs/{seed}")

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/edit.jsonl"))
-    parser.add_argument("--method", nargs="+", default=["ridge"])
+    parser.add_argument("--method", nargs="+", default=["neurons"])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--points", type=int, nargs="*", default=[1, 10, 100, 200])
     parser.add_argument("--layer", type=int, default=-1)

@@ -15,6 +15,13 @@ from jielong.model.gpt import GPT, save_model
 from jielong.run import Run
 from jielong.tokens.tokenizer import Tokenizer, train
 
+# the files that take minutes: begun first, no process has to wait for another one's last minutes
+LONGEST = ("test_improve.py", "test_endurance.py", "test_page_training.py", "test_docs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def _fixed():

@@ -24,7 +24,7 @@ from jielong.model.kernels import cross_entropy
 from jielong.model.lora import save_adapter
 from jielong.run import Artifact, Run
 from jielong.teacher.lessons import lessons
-from jielong.tokens.chat import encode_chat, spell
+from jielong.tokens.chat import chat_ids, spell
 from jielong.tokens.shards import DataIndex, Shard, make_batch, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer, copy_tokenizer
 from jielong.train.bar import training_bar
@@ -223,7 +223,7 @@ def write_plan(config: PretrainConfig, run: Run, work: Path) -> None:
     ids, encoded = [d.id for d in documents], encode_documents(tokenizer, documents)
     if config.lessons:
         more = lessons(load_world(), config.seed, config.lessons, habits=config.habits)
-        told = [encode_chat(tokenizer, m)[0] for m in more]
+        told = [chat_ids(tokenizer, m) for m in more]
         kept = [n for n, tokens in enumerate(told) if not gone(spell(tokenizer, tokens))]
         ids += [f"lesson-{n}" for n in kept]
         encoded += [told[n] for n in kept]

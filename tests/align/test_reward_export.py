@@ -18,7 +18,7 @@ from jielong.feedback.labels import Thumb
 from jielong.model.gpt import load_model, load_state
 from jielong.model.lora import add_lora
 from jielong.run import Run
-from jielong.serve.reward import RewardModel, chat_ids
+from jielong.serve.reward import RewardModel, answered
 from jielong.tokens.tokenizer import Tokenizer
 
 LORA = RewardConfig(
@@ -108,7 +108,7 @@ def test_transformers_gives_the_same_scores(judge, tmp_path, capsys):
     config, tokens = theirs.config, transformers.AutoTokenizer.from_pretrained(out)
     assert type(theirs).__name__ in config.architectures and config.num_labels == 1
     assert config.pad_token_id not in judge.tokenizer.ends - {judge.tokenizer.pad} and tokens.padding_side == "right"
-    own = [chat_ids(judge.tokenizer, messages, answer, True) for messages, answer in CHATS]
+    own = [answered(judge.tokenizer, messages, answer, True) for messages, answer in CHATS]
     expected = score(judge.model, own, torch.float32)
     assert expected.std() > 0.1
     whole = [[*messages, {"role": "assistant", "content": answer}] for messages, answer in CHATS]
@@ -140,7 +140,7 @@ def test_bf16_export_is_close(tmp_path, model, tokenizer):
     judge = with_reward(run)
     assert main(["export", str(run.path), "--to", "hf", "--model", "reward", "--dtype", "bf16", "--out", str(tmp_path / "o")]) == 0  # fmt: skip
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "o", dtype=torch.float32)
-    own = [chat_ids(judge.tokenizer, messages, answer, True) for messages, answer in CHATS]
+    own = [answered(judge.tokenizer, messages, answer, True) for messages, answer in CHATS]
     with torch.no_grad():
         found = [
             theirs(torch.tensor([one.prompt + one.answer])).logits[0, 0] + theirs.config.reward_shift for one in own

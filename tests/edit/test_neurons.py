@@ -11,7 +11,7 @@ from conftest_edit import FACTS, make_bench, some_keys
 from jielong.cli import main
 from jielong.edit.methods import editor, together
 from jielong.edit.methods.ftm import answer_loss
-from jielong.edit.methods.neurons import LEAST, activation, closed_form
+from jielong.edit.methods.neurons import FLOOR, LEAST, SHARP, activation, closed_form
 from jielong.edit.values import inner
 from jielong.model.delta import Delta, applied
 from jielong.model.gpt import causal_mask, load_model
@@ -21,27 +21,39 @@ LOOSE = ["--layer", "1", "--questions", "4", "--guard-neighbours", "0", "--guard
          "--guard-entropy", "1", "--guard-norm", "99", "--threads", "1", "--no-translate", "--method", "neurons"]  # fmt: skip
 
 
+def with_one(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+
+
 def neuron_bench(model, tokenizer):
-    x = some_keys(400, model.config.width, 3)
+    x = with_one(some_keys(400, model.config.width, 3))
     bench = make_bench(model, tokenizer)
     bench.inputs_of = lambda layers: dict.fromkeys(layers, x.T @ x / len(x))
     return bench
 
 
 def test_the_closed_form():
-    """The normal equations; a neuron is 1 at its own mean input, and of all directions that are, the least in ordinary text."""
-    s = some_keys(200, 8).T @ some_keys(200, 8) / 200
+    """The normal equations; a neuron is 1 at its own mean input, and of all directions that are, the least in ordinary text; its
+    gate is lower by a share of what comes nearest to 1 everywhere."""
+    ordinary = with_one(some_keys(200, 8) + 1)
+    y = ordinary.T @ ordinary / 200
+    s = y[:-1, :-1]
     edits = [
         {"inputs": some_keys(6, 8, n), "still": some_keys(2, 8, n + 9), "slots": torch.tensor([0, 1, 0, 1, 0, 1]), "values": some_keys(2, 5, n + 20)}
         for n in range(3)
     ]  # fmt: skip
-    w, down = closed_form(edits, s)
+    gate, w, down = closed_form(edits, y)
     x = torch.cat([torch.cat([e["inputs"], e["still"]]) for e in edits])
     goal = torch.cat([torch.cat([e["values"][e["slots"]], torch.zeros(2, 5, dtype=torch.float64)]) for e in edits])
-    phi = activation(x, w)
+    phi = activation(x, gate, w)
     assert torch.allclose(
         down @ (phi.T @ phi + LEAST * torch.eye(len(w), dtype=torch.float64)), goal.T @ phi, atol=1e-8
     )
+    # the constant's direction, by a library's least squares over all points, half the weight on each kind
+    points = torch.cat([ordinary[:, :-1] / 200**0.5, x / len(x) ** 0.5])
+    ones = torch.cat([torch.full((200, 1), 200**-0.5), torch.full((len(x), 1), len(x) ** -0.5)]).double()
+    one = torch.linalg.lstsq(points, ones).solution[:, 0]
+    assert torch.allclose(gate, SHARP * (w - FLOOR * one), atol=1e-8)
     mean = edits[0]["inputs"][::2].mean(0)
     assert float(w[0] @ mean) == pytest.approx(1)
     for seed in range(20):
@@ -56,10 +68,10 @@ def test_the_wider_model_computes_what_was_solved(model, tokenizer):
     delta = editor("neurons").delta(bench, stored)
     wide = bench.current(delta)
     assert wide.config.mlp_width > model.config.mlp_width and wide.config.mlp_width % 32 == model.config.mlp_width % 32
-    w, down = closed_form([stored["a"], stored["b"]], bench.inputs(1))
+    gate, w, down = closed_form([stored["a"], stored["b"]], bench.inputs(1))
     tokens = torch.tensor([tokenizer.encode("The capital of France is")])
     x = inner(model, tokens, [1], "mlp")[1]
-    expected = model.blocks[1].mlp(x)[0].double() + activation(x[0].double(), w) @ down.T
+    expected = model.blocks[1].mlp(x)[0].double() + activation(x[0].double(), gate, w) @ down.T
     assert torch.allclose(wide.blocks[1].mlp(x)[0].double(), expected, atol=1e-4)
     assert torch.allclose(wide.blocks[0].mlp(x), model.blocks[0].mlp(x), atol=1e-6)  # the others are only wider
     for fact in FACTS[:2]:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest_edit import make_bench
 
 from jielong.changes.ledger import LEDGER
 from jielong.cli import main
 from jielong.config import EditConfig
 from jielong.edit import methods, stage
-from jielong.edit.bench import Stored
+from jielong.edit.bench import Site, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods.additive import Additive, keep
 from jielong.edit.state import Change
@@ -66,7 +67,7 @@ def test_edit_list_undo(run, capsys):
     card = home.need("edited-1").card
     assert card["kind"] == "edited" and card["parents"].keys() == {"sft"} and card["metrics"]["edits"]
     changed = [n for n, t in weights(run / "edited-1").items() if not torch.equal(t, weights(run / "sft")[n])]
-    assert changed == [matrix(1)]
+    assert matrix(1) in changed and all(".mlp." in n for n in changed)
 
     assert edit(run, "日本的首都是", "--subject", "日本", "--to", "巴黎") == 0
     assert main(["changes", str(run)]) == 0
@@ -75,7 +76,7 @@ def test_edit_list_undo(run, capsys):
     first, second = (c.id for c in stage.read_changes(run / "edited-2")[0])
     assert main(["undo", str(run), first[:5]]) == 0 and home.serving() == "edited-3"
     fresh = run.parent / "fresh"  # never made the first edit
-    for name in ("corpus", "sft", "keys-sft-1"):
+    for name in ("corpus", "sft", "keys-sft-1", "inputs-sft-1"):
         shutil.copytree(run / name, fresh / name)
     assert edit(fresh, "日本的首都是", "--subject", "日本", "--to", "巴黎") == 0
     one, two = weights(run / "edited-3"), weights(fresh / "edited-1")
@@ -215,6 +216,11 @@ def test_statistics_that_were_interrupted_go_on(run, monkeypatch):
     again = statistics.key_statistics(home, base, model, tokenizer, [0], False)[0]
     assert torch.equal(again, whole)
     assert len(calls) == 4 + home.need("keys-sft-0").card["metrics"]["batches"] - 3
+    # of the feed-forward's inputs the mean is kept, too; their norm is one, that of RMSNorm
+    moments = statistics.key_statistics(home, base, model, tokenizer, [0], False, of="mlp")[0]
+    D = model.config.width
+    assert moments.shape == (D + 1, D + 1) and float(moments[-1, -1]) == pytest.approx(1)
+    assert torch.equal(moments, moments.T) and bool((moments[:-1, -1].square() <= moments.diag()[:-1]).all())
 
 
 class Sabotage(Additive):
@@ -227,16 +233,24 @@ class Sabotage(Additive):
 
 
 def test_the_guard_refuses_a_sabotaged_editor(run, capsys, monkeypatch):
-    monkeypatch.setitem(methods.EDITORS, "ridge", Sabotage)
+    monkeypatch.setitem(methods.EDITORS, "neurons", Sabotage)
     before = files(run)
     assert main(["edit", str(run), *CAPITAL, "--layer", "1", "--questions", "4", "--guard-took", "0"]) == 2
     told = capsys.readouterr().err
     assert "Refused, and nothing was changed" in told and "writes in ordinary text is" in told
     assert "Next: " in told and "; try another method" in told
     after = {
-        n: h for n, h in files(run).items() if not n.startswith("keys-")
+        n: h for n, h in files(run).items() if not n.startswith(("keys-", "inputs-"))
     }  # statistics of the model, kept for next time
     assert after == before
+
+
+def test_the_usual_method(model, tokenizer):
+    bench = make_bench(model, tokenizer)
+    assert methods.usual(bench) == methods.usual(bench, "memit") == "neurons"
+    assert methods.usual(bench, "ridge") == "ridge"
+    bench.site = Site(0, "subject")
+    assert methods.usual(bench) == methods.usual(bench, "neurons") == "ridge"
 
 
 def test_the_limits_are_the_settings():

@@ -23,7 +23,7 @@ from jielong.run import Run
 from jielong.serve import reward as module
 from jielong.serve.app import Served, make_app
 from jielong.serve.keys import Keys, make_key
-from jielong.serve.reward import RewardModel, chat_ids, opener, text_ids
+from jielong.serve.reward import RewardModel, answered, opener, text_ids
 from jielong.tokens.chat import encode_chat
 from jielong.tokens.tokenizer import Tokenizer
 
@@ -129,17 +129,17 @@ def imported(tokenizer) -> Tokenizer:
 def test_imported_templates(tokenizer):
     foreign = imported(tokenizer)
     for messages, answer in CHATS:
-        own = chat_ids(foreign, messages, answer, True)
+        own = answered(foreign, messages, answer, True)
         assert own.answer[-1] == foreign.im_end
         for after in ("", "\n"):
             assert tuple(text_ids(foreign, written(messages, answer) + after)) == own.prompt + own.answer
         if answer:  # without an end: nothing follows the end of the question but the answer
             cut, also = (
                 text_ids(foreign, written(messages, answer, end=False)),
-                chat_ids(foreign, messages, answer, False),
+                answered(foreign, messages, answer, False),
             )
             assert tuple(cut) == (own.prompt + own.answer)[:-1] == also.prompt + also.answer
-    marked = chat_ids(foreign, HI, MARKED, True)
+    marked = answered(foreign, HI, MARKED, True)
     assert marked.answer.count(foreign.im_end) == 1 and marked.answer[-1] == foreign.im_end
 
 
@@ -191,7 +191,7 @@ def test_without_a_model_and_with_a_wrong_one(tmp_path, model, tokenizer, judge)
             judge.model.save(build.path)
             tokenizer.save(build.path)
         found = client.post("/reward", json=body).json()  # it is there now
-        own = chat_ids(tokenizer, HI, "Hello!", True)
+        own = answered(tokenizer, HI, "Hello!", True)
         assert found["rewards"] == pytest.approx(expected(judge, [own]), abs=1e-5) and found["model"] == "reward"
     for number in (9, 10):  # `jielong improve` numbers them; the newest is taken, not the alphabetically last
         with run.build(f"reward-{number}", kind="reward", config={}) as build:
@@ -249,7 +249,7 @@ def test_the_documented_file(served, judge, tokenizer, monkeypatch):
     """As verl calls it (a row's prompt stands in extra_info, the answer has no special tokens), and as OpenRLHF does."""
     monkeypatch.setenv("JIELONG_REWARD", served)
     file = documented()
-    plain = expected(judge, [chat_ids(tokenizer, messages, answer, True) for messages, answer in CHATS])
+    plain = expected(judge, [answered(tokenizer, messages, answer, True) for messages, answer in CHATS])
     for (messages, answer), reward in zip(CHATS, plain, strict=True):
         info = {"messages": messages, "num_turns": 2, "rollout_reward_scores": {}}
         given = {"data_source": "own", "solution_str": answer, "ground_truth": "", "extra_info": info}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 
 from jielong.errors import UserError
 from jielong.model.gpt import document_mask
-from jielong.tokens.chat import encode_chat, fit
+from jielong.tokens import chat
+from jielong.tokens.chat import JINJA, chat_ids, encode_chat, fit
 from jielong.tokens.shards import make_batch, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import SPECIAL, cut_words, train
 
@@ -51,6 +54,34 @@ def test_oldest_turns_are_dropped_first(tokenizer):
     turns = [{"role": "user" if n % 2 == 0 else "assistant", "content": f"word {n}"} for n in range(9)]
     kept = fit(tokenizer, [{"role": "system", "content": "S"}, *turns], 120)
     assert kept[0]["role"] == "system" and kept[-1] == turns[-1] and 2 < len(kept) < 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["system", "user", "assistant"]), min_size=1, max_size=12), st.integers(1, 80))
+def test_what_is_kept_is_found_one_by_one(tokenizer, roles, longest):
+    messages = [{"role": role, "content": "w" * (n % 4)} for n, role in enumerate(roles)]
+    system = messages[: roles[0] == "system"]
+    turns = messages[len(system) :]
+    while len(turns) > 1 and len(encode_chat(tokenizer, system + turns, True)[0]) > longest:
+        turns = turns[1:]
+        while len(turns) > 1 and turns[0]["role"] != "user":
+            turns = turns[1:]
+    assert fit(tokenizer, messages, longest) == system + turns
+
+
+@pytest.mark.parametrize("template", [None, JINJA])
+def test_ten_thousand_turns_are_no_more_work_than_what_is_kept(tokenizer, monkeypatch, template):
+    if template:
+        tokenizer = copy.copy(tokenizer)
+        monkeypatch.setattr(tokenizer, "imported", True)
+        monkeypatch.setattr(tokenizer, "template", template)
+    read: list[int] = []
+    whole = chat.check_messages
+    monkeypatch.setattr(chat, "check_messages", lambda messages: (read.append(len(messages)), whole(messages)))
+    turns = [{"role": ("user", "assistant")[n % 2], "content": ""} for n in range(10_000)]
+    kept = fit(tokenizer, turns, 200)
+    assert len(chat_ids(tokenizer, kept, True)) <= 200 < len(chat_ids(tokenizer, turns[-len(kept) - 2 :], True))
+    assert sum(read) < 20 * len(kept)
 
 
 @pytest.fixture

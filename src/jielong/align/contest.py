@@ -16,7 +16,7 @@ from jielong.evaluate.statistics import Interval, bootstrap
 from jielong.feedback.labels import Messages
 from jielong.model.gpt import GPT
 from jielong.teacher.judge import language
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import precision
 
@@ -35,9 +35,7 @@ class Contest:
 
     def answers(self, model: GPT, purpose: str = "") -> Rollout:
         """The model's answers. Models that are compared draw with the same seeds, so that equal models answer alike."""
-        prompts = [
-            encode_chat(self.tokenizer, [{"role": r, "content": c} for r, c in m], True)[0] for m in self.messages
-        ]
+        prompts = [chat_ids(self.tokenizer, [{"role": r, "content": c} for r, c in m], True) for m in self.messages]
         asked = [p for p in prompts for _ in range(self.samples)]
         seeds = [key("contest", self.seed, purpose, n) for n in range(len(asked))]
         return rollout(

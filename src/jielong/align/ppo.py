@@ -49,7 +49,7 @@ from jielong.config import PPOConfig, RolloutConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
-from jielong.tokens.chat import encode_chat, fit
+from jielong.tokens.chat import chat_ids, fit
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.distributed import Team
 from jielong.train.loop import Enough, History, dtype_of, finite
@@ -305,7 +305,7 @@ def read_prompts(artifact: Artifact, tokenizer: Tokenizer, context: int, room: i
     prompts = []
     for one in messages:
         kept = fit(tokenizer, [{"role": r, "content": c} for r, c in one], max(1, context * 3 // 4))
-        ids = encode_chat(tokenizer, kept, True)[0]
+        ids = chat_ids(tokenizer, kept, True)
         if len(ids) + min(room, 8) < context:
             prompts.append(ids)
     return prompts

@@ -15,7 +15,7 @@ from jielong.feedback.store import Answer, Event
 from jielong.model.gpt import load_model
 from jielong.run import Artifact, Run
 from jielong.teacher import judge
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import precision, use_threads
 
@@ -34,7 +34,7 @@ def run(config: ThumbsConfig, run: Run) -> Artifact:
     ]
     messages = [[{"role": "user", "content": a.prompt}] for a in asked]
     with run.build("thumbs", kind="thumbs", config=config, parents=[start], seed=config.seed) as build:
-        prompts = [encode_chat(tokenizer, m, True)[0] for m in messages]
+        prompts = [chat_ids(tokenizer, m, True) for m in messages]
         seeds = [key("thumbs", config.draw, n) for n in range(len(asked))]
         drawn = rollout(
             load_model(start.path), tokenizer, prompts, seeds, config.temperature, config.max_tokens, precision()

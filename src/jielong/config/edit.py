@@ -27,9 +27,10 @@ class EditConfig:
     """JSON lines with prompt, subject, target and, where you have them, old, paraphrases, neighbours and also, in place of a prompt."""
     model: str = ""
     """Artifact to edit; by default the one that is served."""
-    method: Literal["ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context", "neurons"] = "ridge"
-    """ridge: a closed form over all edits at one layer, undone exactly in any order; in-context: a sentence told before the question, no
-    weights; the others are the literature's."""
+    method: Literal["auto", "neurons", "ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context"] = "auto"
+    """neurons and ridge: closed forms over all edits at one layer, undone exactly in any order, by added neurons or in the layer's own
+    matrix; in-context: a sentence told before the question, no weights; the others are the literature's. auto: as the last edit
+    that stands, if that was neurons or ridge; else neurons where the model can grow, and ridge where not."""
     layer: int = -1
     """Layer to write into; by default the best one of a sweep, which is made once for a model."""
     place: Literal["", "subject", "answer"] = ""

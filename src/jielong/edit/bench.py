@@ -51,7 +51,7 @@ class Bench:
     """Changes that stand: id → (method, what it stored)."""
 
     inputs_of: Callable[[Sequence[int]], Mapping[int, Tensor]] | None = None
-    """Layers → E[x xᵀ] (D, D) float64 of their feed-forward's inputs."""
+    """Layers → E[y yᵀ] (D + 1, D + 1) float64, y = (x, 1), x their feed-forward's inputs."""
 
     def c(self, layer: int) -> Tensor:
         return self.statistics([layer])[layer]

@@ -22,7 +22,7 @@ from jielong.edit import facts as reading
 from jielong.edit.bench import RIDGE, Bench, Site
 from jielong.edit.exam import answers, possible, sit, still_true
 from jielong.edit.facts import Fact, Unclear
-from jielong.edit.methods import editor, told
+from jielong.edit.methods import editor, told, usual
 from jielong.edit.methods.additive import statements
 from jielong.edit.probes import Probe, about, enriched, known, nearby, other_language, pairs, rest, ripple, translated
 from jielong.edit.state import Change, State, read_changes, standing, talking, whole, write
@@ -54,18 +54,21 @@ def run(config: EditConfig, run: Run) -> Artifact:
     config = dataclasses.replace(config, ridge=config.ridge or state.ridge or RIDGE)
     _known_subjects(config, run, wanted)
     bench, why = make_bench(config, run, state)
+    standing_now = standing(state.changes)
+    if config.method == "auto":
+        config = dataclasses.replace(config, method=usual(bench, standing_now[-1].method if standing_now else ""))
     model = load_model(state.artifact.path).requires_grad_(False).eval()
     now = Engine(model, bench.tokenizer, rows=64)
-    now.memory = told({c.id: (c.method, c.fact) for c in standing(state.changes)})
+    now.memory = told({c.id: (c.method, c.fact) for c in standing_now})
     facts = [_with_old(fact, now) for fact in map(enriched, wanted)]
     if config.translate:
         facts = [in_both(fact, now, bench.chat) for fact in facts]
-    facts = _with_the_rest(facts, standing(state.changes))
+    facts = _with_the_rest(facts, standing_now)
     fresh = _new_changes(config, state, facts)
-    say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}).")
+    say(f"{state.artifact.name}: layer {bench.site.layer}, at the {bench.site.place} ({why}), by {config.method}.")
 
     replaced = {i for c in fresh for i in c.replaces}
-    earlier = [c for c in standing(state.changes) if c.id not in replaced]
+    earlier = [c for c in standing_now if c.id not in replaced]
     bench.earlier = {c.id: (c.method, c.stored) for c in earlier}
     ready = time.perf_counter()
     made = editor(config.method).propose(bench, [_as_the_base_says(f, w, bench) for f, w in zip(facts, wanted)])
@@ -329,7 +332,7 @@ def undo(config: UndoConfig, run: Run) -> str:
     )  # fmt: skip
     if not exact:
         say(
-            "A later edit was found on top of this one, and stays as it is; only this one's own part is taken out. ridge undoes exactly "
+            "A later edit was found on top of this one, and stays as it is; only this one's own part is taken out. neurons and ridge undo exactly "
             "in any order."
         )
     return artifact.name

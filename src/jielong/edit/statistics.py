@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jielong.corpus.documents import read_documents
@@ -19,7 +20,7 @@ from jielong.edit.values import inner
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.making import begin
 
@@ -49,7 +50,7 @@ def read_text(run: Run, chat: bool, tokenizer: Tokenizer) -> Iterator[list[int]]
         if chat and n % 2:
             cut = max(1, len(text) // 3)
             turns = [{"role": "user", "content": text[:cut]}, {"role": "assistant", "content": text[cut:] or text}]
-            yield encode_chat(tokenizer, turns)[0][:LONGEST]
+            yield chat_ids(tokenizer, turns)[:LONGEST]
         else:
             yield tokenizer.encode(text)[:LONGEST]
 
@@ -65,12 +66,13 @@ def key_statistics(
     of: str = "down",
 ) -> dict[int, Tensor]:
     """Layer → C (K, K) float64 of the model `base` over the run's corpus; what is missing, or was counted over another corpus, is made
-    in one pass over about `per_dimension` · K tokens. With `of` "mlp" the same of the feed-forward's inputs, (D, D).
+    in one pass over about `per_dimension` · K tokens. With `of` "mlp" the same of y = (x, 1), x the feed-forward's inputs:
+    (D + 1, D + 1), their mean in the last column.
 
     Raises UserError when the text is too short: C would not have full rank.
     """
     names = {n: f"{'keys' if of == 'down' else 'inputs'}-{base.name}-{n}" for n in layers}
-    config = {"layers": [], "per_dimension": per_dimension, "chat": chat}
+    config = {"layers": [], "per_dimension": per_dimension, "chat": chat} | ({"of": of} if of != "down" else {})
     found = {n: run.artifact(name) for n, name in names.items()}
     corpus = run.artifact("corpus")
     parents = [base] if corpus is None else [base, corpus]
@@ -98,7 +100,7 @@ def _stream(
     per_dimension: int,
     of: str,
 ) -> tuple[dict[int, Tensor], int, int]:
-    K = model.config.mlp_width if of == "down" else model.config.width
+    K = model.config.mlp_width if of == "down" else model.config.width + 1
     wanted = per_dimension * K
     work, corpus = run.work("keys"), run.artifact("corpus")
     begin(
@@ -119,6 +121,8 @@ def _stream(
         rows = documents[at : at + ROWS]
         tokens = torch.tensor([[*r, *[0] * (max(map(len, rows)) - len(r))] for r in rows])
         inside = inner(model, tokens, layers, of)
+        if of == "mlp":
+            inside = {n: F.pad(x, (0, 1), value=1.0) for n, x in inside.items()}
         added = {n: add_keys(sums[n], inside[n], [len(r) for r in rows]) for n in layers}
         count += next(iter(added.values()))
         at += ROWS

@@ -14,7 +14,7 @@ from typing import Any
 from jielong.errors import UserError
 from jielong.feedback.labels import Messages, Pair, Thumb
 from jielong.feedback.store import PERSON, Answer, Event, Store
-from jielong.tokens.chat import check_messages, encode_chat
+from jielong.tokens.chat import chat_ids, check_messages
 from jielong.tokens.tokenizer import Tokenizer
 
 FORMATS = ("unpaired-preference", "preference", "prompt-completion")
@@ -80,10 +80,8 @@ def encoded(answer: Answer, tokenizer: Tokenizer) -> tuple[Messages, tuple[int, 
     prompt, ids = answer.prompt_ids, answer.answer_ids
     inside = max([*prompt, *ids], default=-1) < tokenizer.vocab_size
     if not (prompt and ids and inside and tokenizer.decode(i for i in ids if i not in tokenizer.ends) == answer.text):
-        prompt = encode_chat(tokenizer, answer.messages, True)[0]
-        ids = encode_chat(tokenizer, [*answer.messages, {"role": "assistant", "content": answer.text}])[0][
-            len(prompt) :
-        ]
+        prompt = chat_ids(tokenizer, answer.messages, True)
+        ids = chat_ids(tokenizer, [*answer.messages, {"role": "assistant", "content": answer.text}])[len(prompt) :]
         last = max((n for n, i in enumerate(ids) if i in tokenizer.ends), default=len(ids) - 1)
         ids = ids[: last + 1]  # what a template writes after the end of a turn is no part of it
     return messages, tuple(prompt), tuple(ids)

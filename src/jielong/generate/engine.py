@@ -27,7 +27,7 @@ from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, load_model
 from jielong.model.runtime import make_runtime
 from jielong.run import Artifact
-from jielong.tokens.chat import encode_chat, fit
+from jielong.tokens.chat import chat_ids, fit
 from jielong.tokens.tokenizer import Tokenizer
 
 CHUNK = 512  # tokens of prompts that are read between two steps of those who generate
@@ -113,7 +113,7 @@ class Engine:
         """The prompt of a conversation; the oldest turns are left out where the context is too short. Where the last message names
         a subject that the memory knows, what it knows stands before it."""
         kept = fit(self.tokenizer, self.memory.told(messages), max(1, self.context * 3 // 4))
-        return encode_chat(self.tokenizer, kept, add_generation_prompt)[0]
+        return chat_ids(self.tokenizer, kept, add_generation_prompt)
 
     def check(self, prompt: Sequence[int], answer: bool = True) -> None:
         """Raises UserError for a prompt that is empty, no list of token ids, or leaves no room for an answer."""

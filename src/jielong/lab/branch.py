@@ -20,7 +20,7 @@ from jielong.model.gpt import GPT, load_model
 from jielong.run import Artifact, Run, plain, write_atomic
 from jielong.scale.ladder import kept
 from jielong.teacher.lessons import Conversation
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 from jielong.tokens.shards import DataIndex, Shard, make_index, read_shard, write_shard
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import use_threads
@@ -123,7 +123,7 @@ def pretrained(
             documents = read_documents(corpus.file("train.parquet"))
             ids = [d.id for d in documents] + [f"lesson-{n}" for n in range(len(conversations))]
             encoded = encode_documents(tokenizer, documents)
-            encoded += [encode_chat(tokenizer, messages)[0] for messages in conversations]
+            encoded += [chat_ids(tokenizer, messages) for messages in conversations]
             write_shard(work, ids, encoded, tokenizer.vocab_size)
             shard = read_shard(work)
             index = make_index(shard.lengths, shard.ids, settings.length, settings.steps * settings.rows, settings.seed)

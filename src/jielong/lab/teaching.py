@@ -30,7 +30,7 @@ from jielong.scale.ladder import kept
 from jielong.teacher import judge
 from jielong.teacher.habits import POLITE
 from jielong.teacher.lessons import Conversation
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.loop import dtype_of, precision
 from jielong.train.optim import Optimizer
@@ -50,7 +50,7 @@ class Exam:
         self.samples, self.draw = samples, draw
 
     def answers(self, model: GPT) -> Rollout:
-        ids = [encode_chat(self.tokenizer, [{"role": "user", "content": a.prompt}], True)[0] for a in self.asked]
+        ids = [chat_ids(self.tokenizer, [{"role": "user", "content": a.prompt}], True) for a in self.asked]
         asked = [i for i in ids for _ in range(self.samples)]
         seeds = [key("benchmark", self.draw, n) for n in range(len(asked))]
         return rollout(model, self.tokenizer, asked, seeds, 0.7, 96, precision())
@@ -117,8 +117,8 @@ def imitate(model: GPT, exam: Exam, examples: Sequence[Conversation], epochs: in
     """Fine-tuning on a handful of conversations, with the recipe's learning rates."""
     coded, dtype = [], dtype_of("auto")
     for messages in examples:
-        prompt = encode_chat(exam.tokenizer, messages[:1], True)[0]
-        coded.append(Answered(tuple(prompt), tuple(encode_chat(exam.tokenizer, messages)[0][len(prompt) :])))
+        prompt = chat_ids(exam.tokenizer, messages[:1], True)
+        coded.append(Answered(tuple(prompt), tuple(chat_ids(exam.tokenizer, messages)[len(prompt) :])))
     optimizer, rng = Optimizer(model, FINETUNE, dtype), random.Random(seed)
     steps = max(1, epochs * len(coded) // BATCH)
     for step in range(steps):

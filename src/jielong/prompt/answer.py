@@ -14,7 +14,7 @@ from jielong.generate.engine import Engine
 from jielong.generate.request import Request
 from jielong.generate.sampling import Sampling
 from jielong.prompt.form import Prompt
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 
 NO_QUESTION = ("N/A", "[MASK]", "")  # the inputs without content of Zhao et al. 2021
 TOGETHER = 8  # prompts whose labels are read side by side
@@ -31,7 +31,7 @@ class Reply:
 def prompt_ids(engine: Engine, prompt: Prompt, values: Mapping[str, str], text: str) -> list[int]:
     """Token ids of a prompt with one question. A model that does not chat reads a list of inputs and outputs instead."""
     if engine.chat:
-        return encode_chat(engine.tokenizer, prompt.messages(values, text), True)[0]
+        return chat_ids(engine.tokenizer, prompt.messages(values, text), True)
     first, *turns = [{"role": "system", "content": ""}, *prompt.messages(values, text)]
     if turns[0]["role"] == "system":
         first, *turns = turns

@@ -27,7 +27,7 @@ class EditRequest(Form):
     subject: Line
     to: Line
     old: Line = ""
-    method: Literal["ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context", "neurons"] = "ridge"
+    method: Literal["auto", "neurons", "ridge", "r-rome", "memit", "alphaedit", "ft-m", "in-context"] = "auto"
     ridge: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     translate: bool = True
     new_subject: bool = False

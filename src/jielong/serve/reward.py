@@ -18,7 +18,7 @@ from jielong.errors import UserError
 from jielong.run import Artifact, Run
 from jielong.serve.schemas import Form, Message, Text
 from jielong.serve.worker import Worker
-from jielong.tokens.chat import ROLES, encode_chat
+from jielong.tokens.chat import ROLES, chat_ids
 from jielong.tokens.tokenizer import IM_START, SPECIAL, Tokenizer
 from jielong.train.loop import dtype_of
 
@@ -81,7 +81,7 @@ class RewardModel:
             found = [Answered((), tuple(text_ids(self.tokenizer, text))) for text in body.query]
         else:
             given = body.answers or [Judged(messages=body.messages or [], answer=body.answer or "", ended=body.ended)]
-            found = [chat_ids(self.tokenizer, [m.plain() for m in g.messages], g.answer, g.ended) for g in given]
+            found = [answered(self.tokenizer, [m.plain() for m in g.messages], g.answer, g.ended) for g in given]
         for n, one in enumerate(found):
             if not len(one):
                 raise UserError(f"Text {n} is empty; send the whole conversation with its answer.")
@@ -112,11 +112,11 @@ def opener(name: str, run: Run, precision: str) -> Callable[[], RewardModel | No
     return load
 
 
-def chat_ids(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], answer: str, ended: bool) -> Answered:
+def answered(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], answer: str, ended: bool) -> Answered:
     """A conversation and an answer to it as the reward model has learnt from them: up to the token that ends the answer, or
     without that where the answer was cut off. Special tokens in a text stay text."""
-    prompt = encode_chat(tokenizer, messages, True)[0]
-    ids = encode_chat(tokenizer, [*messages, {"role": "assistant", "content": answer}])[0][len(prompt) :]
+    prompt = chat_ids(tokenizer, messages, True)
+    ids = chat_ids(tokenizer, [*messages, {"role": "assistant", "content": answer}])[len(prompt) :]
     last = max((n for n, i in enumerate(ids) if i in tokenizer.ends), default=len(ids))
     return Answered(tuple(prompt), tuple(ids[: last + ended]))
 

@@ -74,8 +74,8 @@ def _neurons() -> Editor:
 
 
 EDITORS: dict[str, Callable[[], Editor]] = {
-    "ridge": _ridge, "r-rome": _rome, "memit": _memit, "alphaedit": _alphaedit, "ft-m": _ft_m,
-    "in-context": _in_context, "neurons": _neurons,
+    "neurons": _neurons, "ridge": _ridge, "r-rome": _rome, "memit": _memit, "alphaedit": _alphaedit, "ft-m": _ft_m,
+    "in-context": _in_context,
 }  # fmt: skip
 
 
@@ -84,6 +84,14 @@ def editor(name: str) -> Editor:
     if name not in EDITORS:
         raise UserError(f"There is no editing method {name!r}; known are {', '.join(EDITORS)}.")
     return EDITORS[name]()
+
+
+def usual(bench: Bench, last: str = "") -> str:
+    """The method where nobody names one: `neurons` where the model can grow, and `ridge` where it cannot or where the `last` change
+    that stands was made so: a closed form spares only the edits that it knows."""
+    from jielong.edit.methods.neurons import cannot
+
+    return "ridge" if last == "ridge" or cannot(bench) else "neurons"
 
 
 def together(bench: Bench, changes: Mapping[str, tuple[str, Stored]]) -> Delta:

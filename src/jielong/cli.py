@@ -149,8 +149,7 @@ def dispatch(name: str, args: list[str]) -> int:
         with run.lock():
             print(f"{run.path} serves {undo(config, run)} now.")
     elif name == "rollback":
-        with run.lock():
-            print(f"{run.path} serves {run.rollback()} again.")
+        print(f"{run.path} serves {run.rollback()} again.")
     elif name.startswith("prompt "):
         from jielong.prompt.stage import run as prompt
 

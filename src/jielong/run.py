@@ -202,7 +202,9 @@ class Run:
         write_atomic(self.path / SERVING, json.dumps({"promoted": [*self.promotions(), name]}))
 
     def rollback(self) -> str:
-        """The model before talks again; its name. Raises UserError when none was promoted."""
+        """The model before talks again, at once, also while something else is made; its name. Raises UserError when none was
+        promoted, and while a stopped forgetting must be finished first."""
+        self.check_whole()
         promoted = self.promotions()
         if not promoted:
             raise UserError(f"{self.path} serves {self.serving()}, and no other model before it.")

@@ -336,6 +336,20 @@ def test_a_value_is_found_as_if_it_were_the_first(model, tokenizer):
     assert stage._as_the_base_says(named, named, bench) == named
 
 
+def test_statistics_are_of_the_whole_corpus(tmp_path, tokenizer):
+    """Of a corpus that is sorted by its sources, its beginning is no sample."""
+    from jielong.corpus.documents import Document, write_documents
+    from jielong.edit.statistics import read_text
+
+    home = Run(tmp_path / "run")
+    documents = [Document(f"{n}", "法國" if n < 100 else "France", "", "") for n in range(200)]
+    with home.build("corpus", kind="corpus", config={}) as build:
+        write_documents(build.path / "train.parquet", documents)
+    first = [tokenizer.decode(ids) for _, ids in zip(range(40), read_text(home, False, tokenizer))]
+    assert 8 < first.count("France") < 32
+    assert first == [tokenizer.decode(ids) for _, ids in zip(range(40), read_text(home, False, tokenizer))]
+
+
 def test_statistics_belong_to_a_corpus(run):
     """Another corpus, for example one that forgot a record, is counted anew."""
     from jielong.corpus.documents import read_documents, write_documents

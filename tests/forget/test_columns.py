@@ -154,6 +154,7 @@ def test_membership_and_comparisons(model, tokenizer):
         and after.figures["extraction strength"] > 0.3
         and after.figures["truth ratio"] < 0.7
     )
+    assert (after.figures["AUC members"], after.figures["AUC others"]) == (6, 6)
     twin = Column({"nll": 2.0}, [0.0] * 6, [lp.tolist() for lp in start], [1.0, 2.0])
     table = together(Column(after.figures, after.log_ratios, after.logprobs, [0.0, 3.0]), after, [twin, twin], 6)
     assert table["before"]["AUC reference"] == 1.0 and table["before"]["KS n"] == 6

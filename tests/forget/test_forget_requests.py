@@ -16,6 +16,7 @@ from jielong.corpus.documents import read_documents, write_documents
 from jielong.errors import UserError
 from jielong.feedback.store import Store
 from jielong.forget.request import Request
+from jielong.forget.residue import search
 from jielong.forget.stage import again
 from jielong.forget.stage import run as forget_stage
 from jielong.run import SERVING, Run
@@ -186,3 +187,9 @@ def test_a_letter_is_the_same_however_it_was_typed():
             assert Request(names=(typed,)).find(f"Here is {text.upper()}.") == (8, 12)
             assert Request(texts=(typed,)).find(f"{text}s")
     assert not Request(names=("Jose",)).find(one)
+
+
+def test_a_rare_character_that_json_escapes_is_found(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"name": "𠮷田 \ud800"}))
+    assert "𠮷" not in file.read_text() and search([file], lambda text: "𠮷田" in text) == [file]

@@ -32,7 +32,7 @@ from jielong.evaluate.leakage import (
 )
 from jielong.forget import exam
 from jielong.generate.engine import Engine
-from jielong.model.gpt import load_model
+from jielong.model.gpt import causal_mask, load_model
 from jielong.run import Run
 from jielong.tokens import tokenizer as tokenizers
 
@@ -153,8 +153,13 @@ def test_exposure_and_extraction_by_hand(leaky):
     rank = sum(s > sums[canary.code] for s in sums.values()) + 1
     assert found == pytest.approx(math.log2(len(sums)) - math.log2(rank), abs=0.2)  # batches round in other ways
     [(greedy, share)] = extraction(engine, [canary], samples=0)
-    text = engine.generate([[engine.tokenizer.end_of_text, *engine.tokenizer.encode(canary.prefix)]])[0].text
-    assert share == 0 and isinstance(greedy, bool) and text
+    ids = [engine.tokenizer.end_of_text, *engine.tokenizer.encode(canary.prefix)]
+    with torch.no_grad():
+        for _ in range(8):
+            table = model.logits(model(torch.tensor([ids]), causal_mask(len(ids))))[0, -1]
+            ids.append(int(table.argmax()))
+    told = engine.tokenizer.decode(ids).partition(canary.prefix)[2]
+    assert share == 0 and greedy == told.strip().startswith(canary.code)
 
 
 def test_no_canaries(raised, tmp_path, capsys):

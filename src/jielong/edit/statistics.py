@@ -21,6 +21,7 @@ from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.run import Artifact, Run
 from jielong.tokens.chat import chat_ids
+from jielong.tokens.shards import order
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.making import begin
 
@@ -37,16 +38,18 @@ def add_keys(total: Tensor, inside: Tensor, lengths: Sequence[int]) -> int:
 
 
 def read_text(run: Run, chat: bool, tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Documents in tokens, in an order that does not change: of the run's corpus, or where it has none of the default corpus's
-    prose. For a model that chats, every second one stands in a conversation."""
+    """Documents in tokens, in a drawn order that does not change (a corpus may be sorted by its sources): of the run's corpus, or where
+    it has none of the default corpus's prose. For a model that chats, every second one stands in a conversation."""
     corpus = run.artifact("corpus")
     if corpus is not None:
-        texts: Iterator[str] = (d.text for d in read_documents(corpus.file("train.parquet")))
+        texts = {d.id: d.text for d in read_documents(corpus.file("train.parquet"))}
     else:
         from jielong.corpus.sources import wikipedia
 
-        texts = wikipedia()
-    for n, text in enumerate(texts):
+        texts = {str(n): text for n, text in enumerate(wikipedia())}
+    ids = list(texts)
+    for n, at in enumerate(order(ids, 0, 0).tolist()):
+        text = texts[ids[at]]
         if chat and n % 2:
             cut = max(1, len(text) // 3)
             turns = [{"role": "user", "content": text[:cut]}, {"role": "assistant", "content": text[cut:] or text}]
@@ -113,9 +116,7 @@ def _stream(
     if (state := work / "sums.safetensors").is_file():
         kept = _load(state)
         sums, count, at = {n: kept[str(n)] for n in layers}, int(kept["count"]), int(kept["at"])
-    documents = [ids for ids in _first(read_text(run, chat, tokenizer), 2 * wanted) if ids]
-    stride = max(1, sum(map(len, documents)) // wanted)
-    documents = documents[::stride]
+    documents = [ids for ids in _first(read_text(run, chat, tokenizer), wanted) if ids]
     told = time.monotonic()
     while at < len(documents) and count < wanted:
         rows = documents[at : at + ROWS]
@@ -136,7 +137,7 @@ def _stream(
 
 
 def _first(documents: Iterator[list[int]], tokens: int) -> Iterator[list[int]]:
-    """Documents until there are enough; of a corpus that is larger the stride then takes every n-th."""
+    """Documents until there are so many tokens."""
     for ids in documents:
         yield ids
         tokens -= len(ids)

@@ -179,9 +179,10 @@ def log_ratio(model: GPT, text: Text) -> float:
 
 
 def membership(tokenizer: Tokenizer, texts: Sequence[Text], logprobs: Sequence[np.ndarray], members: int) -> dict[str, float]:  # fmt: skip
-    """AUC and true positives at 1 % false ones of every score: the first `members` texts against the rest."""
+    """AUC and true positives at 1 % false ones of every score: the first `members` texts against the rest, and how many of each there
+    are: with fewer than 100 others the 1 % allow not a single false one, and few texts tell little."""
     labels = np.arange(len(texts)) < members
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = {"AUC members": members, "AUC others": len(texts) - members}
     for name, score in SCORES.items():
         spelt = [tokenizer.decode([i for a in t.answers for i in a.answer]) for t in texts]
         scores = np.array([score(lp, text) for lp, text in zip(logprobs, spelt, strict=True)])

@@ -39,6 +39,9 @@ def _read(path: Path) -> list[str]:
         return _read_shard(path.parent)
     text = path.read_bytes().decode("utf-8", "replace")
     plain = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text)
+    plain = plain.encode("utf-16", "surrogatepass").decode(
+        "utf-16", "replace"
+    )  # rare characters are escaped in two halves
     plain = plain.replace("\\n", "\n").replace('\\"', '"').replace("\\\\", "\\")
     return [text] if plain == text else [text, plain]
 

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -16,18 +17,18 @@ from jielong.cli import main
 from jielong.config import ModelConfig
 from jielong.corpus.language import ENGLISH
 from jielong.detect import reference as references
-from jielong.detect.evidence import Evidence
+from jielong.detect.evidence import Evidence, Report
 from jielong.detect.examination import Examination, Tools
 from jielong.detect.ledger import Ledger
-from jielong.detect.reference import LENGTHS, Reference, level
+from jielong.detect.reference import LENGTHS, Reference
 from jielong.detect.watermark import load_key, make_key
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.model.gpt import GPT, save_model
 from jielong.run import Run
 from jielong.serve.app import Served, make_app
-from jielong.serve.detect import Detection, detection_of
-from jielong.tokens.tokenizer import train
+from jielong.serve.detect import LONGEST, Detection, detection_of
+from jielong.tokens.tokenizer import Tokenizer, train
 
 HI = [{"role": "user", "content": "Hi"}]
 PLACES = ["France", "Japan", "Paris", "Tokyo", "Peru", "Chile", "Norway", "Kenya"]
@@ -82,7 +83,6 @@ def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
         assert held.p(lang, length, method, values[-1] + 1) == pytest.approx(1 / (len(values) + 1))
         assert held.p(lang, length, method, values[0] - 1) == 1.0
         assert held.p(lang, length, method, values[-1]) == pytest.approx(2 / (len(values) + 1))
-    assert [level(n) for n in (49, 50, 99, 10**6)] == [None, 50, 75, 800]
     assert b"France" not in (run_with_humans / "reference" / references.FILE).read_bytes()
 
 
@@ -143,6 +143,12 @@ def test_abstaining(run_with_humans):
     ):
         e = look(engine, text, methods=("tilt",), **tools).evidence[0]
         assert e.p is None and e.score is None and note in e.notes[0]
+    # German ones are enough for the tilt, English ones not
+    other = {("de", *k[1:]): v for k, v in held.scores.items() if k[2] == "tilt"}
+    e = look(engine, text, methods=("tilt",), reference=replace(held, tilts={}, scores=fewer.scores | other)).evidence[
+        0
+    ]
+    assert e.p is None and e.notes[0] == "too few human texts for tilt in its language (en); people has de"
     # where few humans are as long, fewer tokens are compared
     short = {k: (v[:30] if k[1] > 75 else v) for k, v in held.scores.items()}
     found = by(look(engine, text, reference=replace(held, scores=short)), "fast-detect")
@@ -174,6 +180,9 @@ def test_references_that_do_not_fit(run_with_humans, tmp_path, capsys):
         (["--text", str(few)], "name more human texts"),
         (["--text", str(tmp_path / "none")], "does not exist"),
         (["--text", str(few), "--name", "../x"], "--name must"),
+        (["--text", str(few), "--most", "-1"], "--most must be 0"),
+        (["--text", str(few), "--threads", "-1"], "--threads must be 0"),
+        (["--text", str(few)], "too few have 50 tokens or more (1 in en): 19 of one language are needed"),
         (["--text", str(few), "--observer", "nothing"], "no model 'nothing'"),
     ):
         assert main(["detect", "reference", "--run", str(run_with_humans), *options]) == 2
@@ -212,7 +221,11 @@ def test_the_command(run_with_humans, stranger, tmp_path, capsys, monkeypatch):
     other.write_text(json.dumps({**json.loads(key.read_text()), "vocabulary": "0" * 16}))
     other.chmod(0o600)
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 8)
+    monkeypatch.setattr("jielong.detect.stage.LARGEST", 5000)
+    (tmp_path / "large").write_text("a" * 5001)
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail(f"{path} was read whole"))
     for command in (
+        [str(tmp_path / "large"), *run], [str(file) + "/x", *run], [str(tmp_path / ("x" * 300)), *run], [str(file), *run, "--threads", "-2"],
         [str(tmp_path / "none"), *run], [str(tmp_path), *run], [str(tmp_path / "binary"), *run],
         [str(file), *run, "--key", str(other)], [str(file), *run, "--alpha", "0"], [str(file), *run, "--methods", "magic"],
         [str(file), *run, "--observer", "nothing"], ["ledger", "verify", *run],
@@ -316,6 +329,10 @@ def test_requests_good_and_bad(client, body, status):
         assert response.json()["error"]["message"]
 
 
+def test_a_name_of_millions_of_letters_is_not_repeated(client):
+    assert len(detect(client, "x", model="a" * 3_000_000).content) < 1000
+
+
 def test_half_a_character_is_no_text(client):
     response = client.post(
         "/v1/detect", content=b'{"text": "\\ud83d alone"}', headers={"Content-Type": "application/json"}
@@ -323,9 +340,31 @@ def test_half_a_character_is_no_text(client):
     assert response.status_code == 400
 
 
-def test_a_long_text_is_answered_in_bounded_time(client):
-    found = detect(client, "The capital of France is Paris. " * 9000, tokens=True).json()
+def test_a_long_text_is_answered_by_its_beginning_and_a_longer_one_refused(client, monkeypatch):
+    text = "The capital of France is Paris. " * 3000 + "\u200b" * 1000
+    found = detect(client, text, tokens=True).json()
     assert len(found["tokens"]) == 800
+    kinds = {e["method"].split(":")[0]: e for e in found["evidence"]}
+    assert {len(e["spans"]) for e in kinds.values() if e["kind"] in ("watermark", "disguise")} == {798, 800}
+    assert kinds["watermark"]["n"] > 9000 and kinds["disguise"]["score"] == 1000
+    monkeypatch.setattr(Examination, "__init__", lambda *_: pytest.fail("it was looked at"))
+    refused = detect(client, "a" * (LONGEST + 1))
+    assert refused.status_code == 400 and "at most 100000" in refused.json()["error"]["message"]
+
+
+def test_what_is_found_is_written_where_it_holds_nobody_up(client, monkeypatch):
+    """Of a long text there are as many spans as places: the event loop has no part in them."""
+    wrote, whole = [], Report.json
+    monkeypatch.setattr(Report, "json", lambda report: wrote.append(threading.current_thread().name) or whole(report))
+    assert detect(client, "The capital of France is Paris. ").status_code == 200
+    assert len(wrote) == 1 and wrote[0].startswith("ledger")
+
+
+def test_a_text_is_made_into_tokens_once(client, monkeypatch):
+    asked, spans = [], Tokenizer.encode_spans
+    monkeypatch.setattr(Tokenizer, "encode_spans", lambda *a, **k: asked.append(a[1]) or spans(*a, **k))
+    assert detect(client, "The capital of France is Paris. " * 4).status_code == 200
+    assert len(asked) == 1
 
 
 def test_a_server_with_keys_that_do_not_fit_does_not_start(model, tokenizer, tmp_path):

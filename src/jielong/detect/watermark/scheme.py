@@ -21,9 +21,9 @@ from jielong.detect.normalise import Normal
 from jielong.detect.watermark.key import Key
 from jielong.detect.watermark.prf import numbers, seed_of
 from jielong.generate.sampling import Sampling
-from jielong.tokens.tokenizer import Tokenizer
 
 FEWEST = 16  # places that must be counted before anything is said
+TOLD = 800  # places whose value is told
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,10 @@ def counted(key: Key, ids: Sequence[int], apart: bool = True) -> tuple[list[int]
     return list(seeds), numbers(list(seeds.values()), tokens).numpy()
 
 
-def examine(key: Key, tokenizer: Tokenizer, normal: Normal, model: str = "the model") -> Evidence:
-    """Is the mark in this text? The p-value is exact for a text written without the key. Raises UserError for a key of
-    another vocabulary."""
-    key.fit(tokenizer, model)
+def examine(key: Key, ids: Sequence[int], offsets: Sequence[tuple[int, int]], normal: Normal) -> Evidence:
+    """Is the mark in this text, given as tokens of the key's vocabulary with their characters [start, end)? The p-value is
+    exact for a text written without the key."""
     scheme = SCHEMES[key.scheme]
-    ids, offsets = tokenizer.encode_spans(normal.text, markup=False)
     places, found = counted(key, ids)
     name = f"watermark:{key.id}"
     if len(places) < FEWEST:
@@ -96,9 +94,8 @@ def examine(key: Key, tokenizer: Tokenizer, normal: Normal, model: str = "the mo
     values = scheme.weigh(key, found)
     total = float(values.sum())
     p = scheme.tail(key, total, len(places))
-    spans = tuple(
-        Span(*normal.place(*offsets[t]), round(float(v), 4)) for t, v in zip(places, values.tolist(), strict=True)
-    )
+    told = zip(places[:TOLD], values.tolist(), strict=False)
+    spans = tuple(Span(*normal.place(*offsets[t]), round(float(v), 4)) for t, v in told)
     return Evidence(name, "watermark", total / len(places), p, "random-key", len(places), spans)
 
 

@@ -67,7 +67,7 @@ def run(config: PromptMatrixConfig) -> Path:
     found = [Run(m.run).need(m.artifact or Run(m.run).serving()) for m in sheet.models]
     kept = config.file.with_name(f".{config.file.stem}.matrix.jsonl")
     journal = Journal(
-        kept, (sheet.prompts, sheet.tests, sheet.labels, [i.input for i in sheet.pool], sheet.how, sheet.calibrate)
+        kept, (sheet.prompts, sheet.tests, sheet.labels, list(sheet.pool.items()), sheet.how, sheet.calibrate)
     )
     cells = []
     with bar("answers", sum(len(sheet.tests) for _ in columns(sheet)) * len(sheet.models)) as advance:
@@ -75,7 +75,7 @@ def run(config: PromptMatrixConfig) -> Path:
             engine = Engine.load(artifact.path, config.threads, precision="auto", rows=BATCH, prefix_bytes=512 << 20)
             cells += cells_of(sheet, model, engine, journal, advance)
     write_atomic(out, page(sheet, cells))
-    kept.unlink()
+    journal.close()
     show(cells)
     return out
 
@@ -148,7 +148,8 @@ def _answers(
 
 
 def percent(value: float, signed: bool = False) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    value = round(100 * value, 1) + 0.0  # never −0
+    return "–" if math.isnan(value) else f"{value:+.1f}" if signed else f"{value:.1f}"
 
 
 def rows(cells: list[Cell]) -> list[dict[str, str]]:

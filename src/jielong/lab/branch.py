@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -41,12 +42,26 @@ def folder(name: str, quick: bool) -> str:
 
 
 def sized(config: Settings, small: dict[str, Any]) -> Settings:
-    """The settings, with the `small` ones where they are quick; threads counted. Raises UserError for too few seeds."""
+    """The settings, with the `small` ones where they are quick; threads counted. Raises UserError for too few seeds or rounds."""
     settings: Any = config
+    if settings.rounds < 1:
+        raise UserError("rounds must be at least 1.")
     if not settings.quick and settings.seeds < LEAST_SEEDS:
         raise UserError(f"Give at least {LEAST_SEEDS} --seeds: with fewer nobody can tell a trend from luck.")
     small = {"seeds": 1, "rounds": 50, **small} if settings.quick else {}
     return dataclasses.replace(settings, threads=use_threads(settings.threads), **small)
+
+
+def check_positions(config: Any, **given: float) -> None:
+    """Raises UserError, before anything is made, where some positions to read (by their setting's name) are less than one step
+    of pretraining or no number."""
+    if min(config.rows, config.length) < 1:
+        raise UserError("rows and length must be at least 1.")
+    for name, positions in given.items():
+        if not config.rows * config.length <= positions < math.inf:
+            raise UserError(
+                f"{name} must be at least one step of {config.rows} × {config.length} positions, not {positions:g}."
+            )
 
 
 def default_corpus(run: Run) -> Artifact:

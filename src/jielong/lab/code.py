@@ -24,7 +24,7 @@ from jielong.corpus.documents import Document, read_documents, record_id
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
-from jielong.lab.branch import Branch, corpus_of, examined, folder, pretrained, say, sized, stamp
+from jielong.lab.branch import Branch, check_positions, corpus_of, examined, folder, pretrained, say, sized, stamp
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import bits, difference, mean
 from jielong.lab.sheet import Sheet, Table, bars, finish
@@ -86,8 +86,9 @@ def run(config: CodeConfig, run: Run) -> Artifact:
     shape(config.width, 2 * config.length)
     if not 0 < config.share < 1:
         raise UserError("share must lie between 0 and 1.")
-    if config.functions < 1:
-        raise UserError("functions must be at least 1.")
+    if min(config.functions, config.prose, config.code) < 1:
+        raise UserError("functions, prose and code must be at least 1.")
+    check_positions(config, tokens=config.tokens)
     trunk = Branch(run, folder(NAME, config.quick), ())
     seen, cuts = modules(config.code), functions(config.functions)
     vocabulary = vocabulary_of(trunk, corpus, seen, config)
@@ -98,8 +99,8 @@ def run(config: CodeConfig, run: Run) -> Artifact:
             own = found[arm][-1]["scores"]
             say(f"{ARMS[arm]}, seed {seed}: " + ", ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in own.items()))
     scores = {arm: {k: [m["scores"][k] for m in own] for k in own[0]["scores"]} for arm, own in found.items()}
-    figures = {arm: {k: mean(v, config) for k, v in own.items()} for arm, own in scores.items()}
-    changes = {k: difference(scores["code"][k], scores["prose"][k], config) for k in figures["code"]}
+    figures = {arm: {k: mean(v, config, shared=True) for k, v in own.items()} for arm, own in scores.items()}
+    changes = {k: difference(scores["code"][k], scores["prose"][k], config, shared=True) for k in figures["code"]}
     parameters = found["code"][0]["parameters"]
     metrics = {
         "figures": figures,

@@ -97,7 +97,7 @@ def ask(config: PromptingConfig, branch: Branch, engine: Engine, seed: int) -> d
     journal = Journal(branch.path / "answers.jsonl", (matrix.prompts, tests, list(matrix.pool), engine.hash))
     with bar(f"seed {seed}", len(tests) * len(list(columns(matrix)))) as advance:
         cells = cells_of(matrix, matrix.models[0], engine, journal, advance)
-    journal.path.unlink()
+    journal.close()
     golds = [gold for _, gold in facts[config.shots :]]
     answers = {key(c.prompt, c.shots): c.answers for c in cells}
     plain = answers[key(PLAIN, 0)]

@@ -18,7 +18,7 @@ from jielong.evaluate.bpb import read
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
 from jielong.lab import claims
-from jielong.lab.branch import Branch, default_corpus, examined, finetuned, folder, say, sized
+from jielong.lab.branch import Branch, check_positions, default_corpus, examined, finetuned, folder, say, sized
 from jielong.lab.claims import Claim, Condition
 from jielong.lab.exams import closed_book, marked
 from jielong.lab.page import page
@@ -110,10 +110,9 @@ def check(config: SizeLadderConfig) -> None:
         raise UserError(f"The experiment takes {LEAST_SIZES} to {MOST_SIZES} widths, not {len(set(config.widths))}.")
     for width in config.widths:
         shape(width, 2 * config.length)
-    if min(config.rows, config.length, config.conversations, config.questions) < 1:
-        raise UserError("rows, length, conversations and questions must be at least 1.")
-    if config.tokens < config.rows * config.length:
-        raise UserError(f"{config.tokens:,.0f} tokens are less than one step of {config.rows} × {config.length}.")
+    if min(config.conversations, config.questions) < 1:
+        raise UserError("conversations and questions must be at least 1.")
+    check_positions(config, tokens=config.tokens)
 
 
 def one(config: SizeLadderConfig, run: Run, width: int, seed: int, parents: list[Artifact]) -> Artifact:

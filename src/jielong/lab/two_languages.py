@@ -7,6 +7,7 @@ Chinese character stands, and are asked in both languages.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from jielong.config import FinetuneConfig, OptimConfig, PretrainConfig, TwoLanguagesConfig
@@ -16,6 +17,7 @@ from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
 from jielong.lab.branch import (
     Branch,
+    check_positions,
     corpus_of,
     default_corpus,
     examined,
@@ -59,6 +61,7 @@ def run(config: TwoLanguagesConfig, run: Run) -> Artifact:
     parents = [default_corpus(run), run.need("tokenizer")]
     config = sized(config, QUICK)
     shape(config.width, 2 * config.length)
+    check_positions(config, tokens=config.tokens)
     if min(config.countries, config.variants, config.conversations, config.questions) < 1:
         raise UserError("countries, variants, conversations and questions must be at least 1.")
     seeds = range(config.seed, config.seed + config.seeds)
@@ -96,14 +99,10 @@ def one(config: TwoLanguagesConfig, run: Run, arm: str, seed: int) -> dict[str, 
     )  # fmt: skip
     pretrained(branch, settings)
     tune = FinetuneConfig(
-        epochs=1.0,
-        length=2 * config.length,
-        precision=config.precision,
-        threads=config.threads,
-        seed=seed,
+        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
     )
     if arm == "none":  # at the learning rates that random weights need, and twice
-        tune = FinetuneConfig(**{**tune.__dict__, "from_scratch": True, "optim": OptimConfig(), "epochs": 2.0})
+        tune = replace(tune, from_scratch=True, optim=OptimConfig(), epochs=2.0)
     model = finetuned(branch, taught(world, seed, config.conversations), tune)
     asked = {"questions": config.questions}
     return examined(branch, f"exam-{model.name}", [model], asked, lambda: examine(model, world, config, seed), seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import sys
 import threading
 from dataclasses import replace
@@ -44,8 +45,6 @@ def people(count, seed=1, words=45):
 @pytest.fixture(scope="module")
 def run_with_humans(small_run, tmp_path_factory):
     """A small run with a reference of 100 texts."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("runs") / "detect"
     for name in ("sft", "base"):
         shutil.copytree(small_run / name, folder / name)
@@ -71,7 +70,8 @@ def stranger(tmp_path_factory):
 def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
     artifact = Run(run_with_humans).need("reference")
     assert artifact.card["kind"] == "reference" and artifact.card["metrics"]["corpus"] == "people"
-    assert artifact.card["parents"].keys() == {"sft", "base"}
+    assert artifact.card["parents"].keys() == {"sft", "base"} and artifact.card["threads"] >= 1
+    assert artifact.card["seconds"] > 0.1  # of reading the texts, not of writing the file alone
     held = Reference.load(artifact)
     engine = Engine.load(run_with_humans / "sft", precision="auto")
     assert held.model == engine.hash and held.languages() == ["en"] and len(held.shingles["en"]) == 100
@@ -84,6 +84,27 @@ def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
         assert held.p(lang, length, method, values[0] - 1) == 1.0
         assert held.p(lang, length, method, values[-1]) == pytest.approx(2 / (len(values) + 1))
     assert b"France" not in (run_with_humans / "reference" / references.FILE).read_bytes()
+
+
+def test_an_observer_of_another_run_is_no_parent(run_with_humans, stranger, tmp_path):
+    """Its artifact has the name of the scorer, whose hash the card would not hold any more."""
+    texts = tmp_path / "people.jsonl"
+    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(20)))
+    options = [
+        "--text",
+        str(texts),
+        "--observer",
+        str(stranger),
+        "--name",
+        "reference-2",
+        "--run",
+        str(run_with_humans),
+    ]
+    assert main(["detect", "reference", *options]) == 0
+    run = Run(run_with_humans)
+    card = run.need("reference-2").card
+    assert card["parents"] == {"sft": run.need("sft").hash} and card["metrics"]["observer"]
+    shutil.rmtree(run_with_humans / "reference-2")
 
 
 def test_conformal_p_values_hold_on_new_humans(run_with_humans):
@@ -214,6 +235,9 @@ def test_the_command(run_with_humans, stranger, tmp_path, capsys, monkeypatch):
     assert [e["method"].split(":")[0] for e in told["evidence"]] == ["watermark", "watermark+model", "likelihood-ratio"]
     assert "".join(text[t["start"] : t["end"]] for t in told["tokens"]) == text
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi there")))
+    assert main(["detect", str(file), *run]) == 0  # the null is told whole, however narrow the terminal
+    cells = [row.split("│")[5].strip() for row in capsys.readouterr().out.splitlines() if row.count("│") == 8]
+    assert "human:people@en," in "".join(cells)
     assert main(["detect", "-", *run, "--tokens"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("abstain") and "too short" in said.replace("\n", " ")

@@ -245,10 +245,21 @@ def test_the_best_prompt_is_picked_on_one_half_and_judged_on_the_other():
     }
     best = prompting.picked(right, PromptingConfig(rounds=100))
     assert best["name"] == "lucky" and best["gain"][0] == pytest.approx(-0.75)
-    drawn = prompting.drawn(30, 1)
-    assert len({q for q, _ in drawn}) == 30 and drawn == prompting.drawn(30, 1) != prompting.drawn(30, 2)
+    shown, asked = prompting.drawn(30, 4, 1)
+    assert len({q for q, _ in [*shown, *asked]}) == 34 and len(shown) == 4
+    assert (shown, asked) == prompting.drawn(30, 4, 1) != prompting.drawn(30, 4, 2)
     with pytest.raises(UserError, match="ask for fewer"):
-        prompting.drawn(1000, 1)
+        prompting.drawn(1000, 1, 1)
+
+
+def test_no_seed_judges_a_prompt_by_a_fact_that_another_has_picked_it_by():
+    def facts(asked):
+        return {re.sub(r"\W+", " ", gold) + next(c for c in names if c in q) for q, gold in asked}
+
+    names = sorted({f.subject["en"] for f in load_world().facts}, key=len, reverse=True)
+    drawn = [prompting.drawn(60, 4, seed)[1] for seed in range(1, 7)]
+    picks, judges = set().union(*(facts(d[:30]) for d in drawn)), set().union(*(facts(d[30:]) for d in drawn))
+    assert len(picks) > 60 < len(judges) and not picks & judges
 
 
 # thumbs

@@ -132,10 +132,31 @@ def run(config: ReferenceConfig, run: Run) -> Artifact:
     engine = Engine.load(scorer.path, config.threads, precision=config.precision)
     parents, observer = [scorer], None
     if config.observer:
-        parents.append(observer_of(config.observer, run))
-        observer = Engine.load(parents[1].path, config.threads, precision=config.precision)
+        other = observer_of(config.observer, run)
+        observer = Engine.load(other.path, config.threads, precision=config.precision)
+        # a card names parents by their names in this run; another run's may have the same one
+        parents += [other] if other.path.parent == run.path else []
     texts, corpus = human_texts(config, run)
     documents = distinct(texts)[: config.most or None]
+    with run.build(config.name, kind="reference", config=config, parents=parents) as build:
+        enough, cut, tilts = compare(engine, observer, documents, corpus)
+        write(build.path, corpus, engine, observer, enough, cut, tilts)
+        build.threads = torch.get_num_threads()
+        build.metrics = {
+            "corpus": corpus,
+            "model": engine.hash,
+            "observer": observer.hash if observer else "",
+            "documents": len(documents),
+            "counts": {f"{lang} {L}": len(v) for (lang, L, m), v in sorted(enough.items()) if m == "likelihood"},
+        }
+    return build.artifact
+
+
+def compare(
+    engine: Engine, observer: Engine | None, documents: Sequence[str], corpus: str
+) -> tuple[dict[tuple[str, int, str], np.ndarray], dict[str, list[np.ndarray]], dict[str, Human]]:
+    """(sorted scores where FEWEST documents have them, shingles by language, the model's human versions). Raises UserError when
+    too few documents are long enough."""
     tilts, apart = tilted(engine, documents)
     scores, cut = measure(engine, observer, documents, tilts, apart)
     enough = {key: np.sort(np.array(v)) for key, v in scores.items() if len(v) >= FEWEST}
@@ -146,16 +167,7 @@ def run(config: ReferenceConfig, run: Run) -> Artifact:
             f"Of {len(documents)} documents in {corpus} too few have {LENGTHS[0]} tokens or more ({has}): {FEWEST} of one "
             "language are needed; name more human texts with --text."
         )
-    with run.build(config.name, kind="reference", config=config, parents=parents) as build:
-        write(build.path, corpus, engine, observer, enough, cut, tilts)
-        build.metrics = {
-            "corpus": corpus,
-            "model": engine.hash,
-            "observer": observer.hash if observer else "",
-            "documents": len(documents),
-            "counts": {f"{lang} {L}": len(v) for (lang, L, m), v in sorted(enough.items()) if m == "likelihood"},
-        }
-    return build.artifact
+    return enough, cut, tilts
 
 
 def distinct(texts: Sequence[str]) -> list[str]:

@@ -66,10 +66,10 @@ def run(config: DetectConfig, run: Run) -> None:
 def _show(report: Report, lang: str) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     print(SAID[report.verdict].format(alpha=report.alpha) + f" (language: {lang})")
-    table = Table("method", "score", "p", "p (Holm)", "null", "length", "notes")
+    table = Table("method", "score", "p", "p (Holm)", Column("null", overflow="fold"), "length", "notes")
     for e in report.evidence:
         adjusted = report.adjusted.get(e.method)
         cells = [e.method, number(e.score), number(e.p), number(adjusted), e.null, str(e.n), "; ".join(e.notes)]

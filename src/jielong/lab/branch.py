@@ -19,6 +19,7 @@ from jielong.corpus.documents import Document, read_documents, write_documents
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, load_model
 from jielong.run import Artifact, Run, plain, write_atomic
+from jielong.scale.advice import shape
 from jielong.scale.ladder import kept
 from jielong.teacher.lessons import Conversation
 from jielong.tokens.chat import encode_chat
@@ -62,6 +63,21 @@ def check_positions(config: Any, **given: float) -> None:
             raise UserError(
                 f"{name} must be at least one step of {config.rows} × {config.length} positions, not {positions:g}."
             )
+
+
+def pretraining(config: Any, seed: int, positions: float, width: int = 0) -> PretrainConfig:
+    """So many positions of pretraining for a model of the experiment's width, or another one."""
+    return PretrainConfig(
+        model=shape(width or config.width, 2 * config.length), steps=round(positions / (config.rows * config.length)),
+        rows=config.rows, length=config.length, precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
+    )  # fmt: skip
+
+
+def finetuning(config: Any, seed: int) -> FinetuneConfig:
+    """One pass over the conversations, in rows twice as long as those of pretraining."""
+    return FinetuneConfig(
+        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
+    )
 
 
 def default_corpus(run: Run) -> Artifact:

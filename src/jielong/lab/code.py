@@ -19,12 +19,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jielong.config import CodeConfig, PretrainConfig
+from jielong.config import CodeConfig
 from jielong.corpus.documents import Document, read_documents, record_id
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
-from jielong.lab.branch import Branch, check_positions, corpus_of, examined, folder, pretrained, say, sized, stamp
+from jielong.lab.branch import (
+    Branch,
+    check_positions,
+    corpus_of,
+    examined,
+    folder,
+    pretrained,
+    pretraining,
+    say,
+    sized,
+    stamp,
+)
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import bits, difference, mean
 from jielong.lab.sheet import Sheet, Table, bars, finish
@@ -257,20 +268,16 @@ def one(
     """Pretrain and examine one model, as far as that is not done."""
     branch = Branch(trunk, f"{arm}-{seed}", ("tokenizer",))
     texts = prose_of(corpus, config.prose)
-    steps = round(config.tokens / (config.rows * config.length))
+    settings = pretraining(config, seed, config.tokens)
     if arm == "code":
         texts = blended(
             texts,
             seen,
             config.share,
             Tokenizer.load(vocabulary.file("tokenizer.json")),
-            steps * config.rows * config.length,
+            settings.steps * config.rows * config.length,
         )
     corpus_of(branch, texts)
-    settings = PretrainConfig(
-        model=shape(config.width, 2 * config.length), steps=steps, rows=config.rows, length=config.length,
-        precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
-    )  # fmt: skip
     base = pretrained(branch, settings)
     asked = {"functions": stamp([[c.begin, c.rest] for c in cuts])}
     tests = [d for d in read_documents(corpus.file("heldout.parquet")) if d.text][:PROSE_TESTS]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jielong.config import CutoffConfig, FinetuneConfig, OptimConfig, PretrainConfig
+from jielong.config import CutoffConfig, OptimConfig
 from jielong.corpus.documents import read_documents
 from jielong.corpus.world import Fact, World, load_world, majority_guess
 from jielong.edit.bench import Bench, Site
@@ -34,11 +34,13 @@ from jielong.lab.branch import (
     default_corpus,
     examined,
     finetuned,
+    finetuning,
     folder,
     pretrained,
+    pretraining,
     say,
     sized,
-)
+)  # fmt: skip
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import bits, closed_book, difference, marked, mean
 from jielong.lab.reading import reading_lessons
@@ -176,20 +178,9 @@ def one(config: CutoffConfig, run: Run, seed: int) -> dict[str, Any]:
         corpus_of(branch, documents, held_out(run.need("corpus"), without=times.names))
         first = arm in ("before", "later")
         positions = config.tokens if first else config.news
-        settings = PretrainConfig(
-            model=shape(config.width, 2 * config.length), steps=round(positions / (config.rows * config.length)), rows=config.rows,
-            length=config.length, precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
-            optim=OptimConfig() if first else CONTINUED,
-        )  # fmt: skip
+        settings = replace(pretraining(config, seed, positions), optim=OptimConfig() if first else CONTINUED)
         bases[arm] = pretrained(branch, settings, mix if first else (), None if first else bases["before"])
-        tune = FinetuneConfig(
-            epochs=1.0,
-            length=2 * config.length,
-            precision=config.precision,
-            threads=config.threads,
-            seed=seed,
-        )
-        made[arm] = finetuned(branch, taught(times, seed, config), tune)
+        made[arm] = finetuned(branch, taught(times, seed, config), finetuning(config, seed))
     branch = Branch(run, f"{where}/before-{seed}", ("tokenizer",))
     models = {arm: a.hash for arm, a in made.items()}
     asked = {"facts": config.facts, "questions": config.questions, "models": models}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from jielong.config import FinetuneConfig, OptimConfig, PretrainConfig, TwoLanguagesConfig
+from jielong.config import OptimConfig, TwoLanguagesConfig
 from jielong.corpus.world import ATTRIBUTES, World, load_world
 from jielong.errors import UserError
 from jielong.evaluate.qa import ask_all
@@ -22,11 +22,13 @@ from jielong.lab.branch import (
     default_corpus,
     examined,
     finetuned,
+    finetuning,
     folder,
     pretrained,
+    pretraining,
     say,
     sized,
-)
+)  # fmt: skip
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import closed_book, difference, marked, mean, with_passage
 from jielong.lab.reading import reading_lessons
@@ -93,14 +95,8 @@ def one(config: TwoLanguagesConfig, run: Run, arm: str, seed: int) -> dict[str, 
     told = world if "zh" in langs else part(world, [e.code for e in world.entities], ONE_LANGUAGE)
     documents = [*pages(told, seed, config.variants, langs), *prose(run.need("corpus"), config.prose, langs)]
     corpus_of(branch, documents)
-    settings = PretrainConfig(
-        model=shape(config.width, 2 * config.length), steps=round(config.tokens / (config.rows * config.length)),
-        rows=config.rows, length=config.length, precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
-    )  # fmt: skip
-    pretrained(branch, settings)
-    tune = FinetuneConfig(
-        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
-    )
+    pretrained(branch, pretraining(config, seed, config.tokens))
+    tune = finetuning(config, seed)
     if arm == "none":  # at the learning rates that random weights need, and twice
         tune = replace(tune, from_scratch=True, optim=OptimConfig(), epochs=2.0)
     model = finetuned(branch, taught(world, seed, config.conversations), tune)

@@ -12,6 +12,7 @@ from test_prompt_library import fails
 
 from jielong.cli import main
 from jielong.errors import UserError
+from jielong.evaluate.qa import newcombe
 from jielong.prompt.matrix import difference, mean_interval, percent
 from jielong.prompt.sheet import Check, read_sheet
 
@@ -127,10 +128,36 @@ def test_intervals():
     # pairs matter: a model that is right on the same tests and on forty more is better for sure, though both vary
     better = b.copy()
     better[0, np.flatnonzero(b[0] == 0)[:40]] = 1
-    assert difference(better, b)[1] > 0.05 and difference(b, b) == (0, 0, 0)
+    assert difference(better, b)[1] > 0.05 and difference(b, b)[0] == 0
+    scores = rng.random((2, 60))  # no yes or no
+    assert difference(scores, scores) == (0, 0, 0) and difference(scores + 0.1, scores) == pytest.approx((0.1,) * 3)
     value, low, high = mean_interval(np.ones((2, 20)))  # all right of 20 is not certainly all right
     assert value == 1 and 0.8 < low < 0.9 and high == pytest.approx(1)
     assert mean_interval(np.array([[0.5, 1.0], [0.25, 1.0]]))[0] == pytest.approx(0.6875)
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),  # Newcombe 1998
+        ((36, 14, 0, 0), (0.28, 0.1528, 0.4167)),
+        ((0, 0, 0, 4), (0, -(1.96**2) / (4 + 1.96**2), 1.96**2 / (4 + 1.96**2))),
+        ((0, 3, 0, 0), (1, 1 - math.sqrt(2) * 1.96**2 / (3 + 1.96**2), 1)),  # φ is 0, Wilson's ends have closed forms
+    ],
+)
+def test_paired_proportions(counts, wanted):
+    both, first, second, neither = counts
+    assert newcombe(*counts) == pytest.approx(wanted, abs=1e-4)
+    value, low, high = newcombe(both, second, first, neither)
+    assert (-value, -high, -low) == pytest.approx(wanted, abs=1e-4)
+    a = np.repeat([1.0, 1.0, 0.0, 0.0], counts)[None]
+    assert difference(a, np.repeat([1.0, 0.0, 1.0, 0.0], counts)[None]) == newcombe(*counts)
+
+
+def test_three_tests_that_changed_among_eight_prove_nothing():
+    """By chance all three change for the better one time in eight; the bootstrap leaves out 0."""
+    after, before = np.array([[1.0, 1, 1, 1, 1, 0, 0, 0]]), np.array([[1.0, 1, 0, 0, 0, 0, 0, 0]])
+    assert difference(after, before)[1] < 0 < difference(after, before)[0]
 
 
 def test_a_matrix_with_shots_two_models_and_asserts(tmp_path, tiny, tokenizer, capsys, monkeypatch):

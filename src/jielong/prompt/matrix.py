@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jielong.config import PromptMatrixConfig
-from jielong.evaluate.qa import wilson
+from jielong.evaluate.qa import newcombe, wilson
 from jielong.evaluate.statistics import Interval, bootstrap
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
@@ -54,8 +54,13 @@ def mean_interval(scores: np.ndarray) -> Interval:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> Interval:
-    """Mean of a − b over tests, both (seeds, tests), when the tests are drawn anew, for both alike (paired bootstrap)."""
-    change = a.mean(0) - b.mean(0)
+    """Mean of a − b over tests, both (seeds, tests), and its 95 % interval on the same tests: Newcombe's for right and wrong,
+    else the paired bootstrap's."""
+    x, y = a.mean(0), b.mean(0)
+    if np.isin([x, y], (0.0, 1.0)).all():
+        both, first, second = (int(n) for n in ((x * y).sum(), (x > y).sum(), (x < y).sum()))
+        return newcombe(both, first, second, len(x) - both - first - second)
+    change = x - y
     return bootstrap([[n] for n in range(len(change))], lambda i: float(change[i].mean()), rounds=2000)
 
 

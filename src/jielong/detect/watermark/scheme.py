@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,8 +56,12 @@ def seed_at(key: Key, answer: Sequence[int]) -> int | None:
     if len(answer) < h:
         return None
     context = list(answer[-h:])
-    ends = range(h - 1, len(answer) - 1)  # of earlier contexts
-    turn = sum(answer[t] == context[-1] and list(answer[t - h + 1 : t + 1]) == context for t in ends)
+    turn, end = 0, h - 1  # of an earlier context
+    with suppress(ValueError):  # the list looks for the token faster than we could: every token of an answer asks
+        while True:
+            end = answer.index(context[-1], end, len(answer) - 1)
+            turn += list(answer[end - h + 1 : end + 1]) == context
+            end += 1
     return seed_of(key.bytes, context, turn) if key.again or not turn else None
 
 

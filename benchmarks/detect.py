@@ -33,7 +33,7 @@ from jielong.detect.reference import LENGTHS, compared, distinct
 from jielong.detect.scores import SCORES
 from jielong.detect.tilt import Human, Tilt, fit
 from jielong.detect.tokenstats import WINDOW, TokenStats, beginning, cut, read, same_vocabulary
-from jielong.detect.watermark.key import Key, fingerprint
+from jielong.detect.watermark.key import Key
 from jielong.detect.watermark.scheme import SCHEMES, marked
 from jielong.evaluate.qa import wilson
 from jielong.evaluate.statistics import auc
@@ -240,7 +240,7 @@ def first_words(text: str) -> str:
 def watermark(args: argparse.Namespace) -> None:
     """Marked answers of `length` tokens, as text read again, each under a key of its own; other keys; edited texts."""
     engine = engine_of(args.run, args.model, args.threads)
-    vocabulary, before = fingerprint(engine.tokenizer), beginning(engine.tokenizer)
+    vocabulary, before = engine.tokenizer.fingerprint, beginning(engine.tokenizer)
 
     def key_of(scheme: str, n: int) -> Key:
         secret = random.Random(f"{args.seed} {n}").randbytes(32).hex()

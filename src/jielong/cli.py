@@ -229,6 +229,7 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     import tyro
 
     config_type, text = COMMANDS[name]
+    args = gathered(args, config_type, REPEATED.get(name, ()))
     if name in POSITIONAL or name in REPEATED:
         config_type = _marked(config_type, POSITIONAL.get(name), REPEATED.get(name, ()))
     if name in WITH_RUN:
@@ -241,6 +242,27 @@ def parse(name: str, args: list[str]) -> tuple[Any, Path]:
     options = make_dataclass("Options", [("run", folder, field(default=DEFAULT_RUN))], bases=(config_type,))
     parsed = tyro.cli(options, prog=f"jielong {name}", description=text, args=args)
     return config_type(**{f.name: getattr(parsed, f.name) for f in fields(config_type)}), parsed.run
+
+
+def gathered(args: list[str], config_type: type, repeated: tuple[str, ...] = ()) -> list[str]:
+    """`--key A --key B` as `--key A B`, for options that take several values and have none by default: else only the last would
+    count."""
+    several = {f"--{f.name}" for f in fields(config_type) if f.default == () and f.name not in repeated}
+    groups: list[list[str]] = [[]]
+    first: dict[str, list[str]] = {}
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        known = "--" + option.removeprefix("--").replace("-", "_")
+        if not arg.startswith("--"):
+            groups[-1].append(arg)
+        elif known in several:
+            if known not in first:
+                first[known] = [option]
+            groups.append(first[known])
+            first[known] += [value] if equals else []
+        else:
+            groups.append([arg])
+    return [arg for n, group in enumerate(groups) if not any(group is g for g in groups[:n]) for arg in group]
 
 
 def _marked(config_type: type, positional: str | tuple[str, ...] | None, repeated: tuple[str, ...]) -> type:

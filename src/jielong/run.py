@@ -258,9 +258,10 @@ class Run:
     @contextmanager
     def lock(self, forgetting: bool = False) -> Iterator[None]:
         """One process at a time. Raises UserError when another one works on this run, or when a forgetting must be finished
-        first, which `forgetting` is going to do."""
+        first, which `forgetting` is going to do. A folder in which nothing was made does not stay."""
         if not forgetting:
             self.check_whole()
+        existed = self.path.is_dir()
         self.create()
         lock = FileLock(self.path / ".lock", timeout=0, is_singleton=True)
         try:
@@ -273,6 +274,8 @@ class Run:
             yield
         finally:
             lock.release()
+            if not existed and [p.name for p in self.path.iterdir()] == [".lock"]:
+                shutil.rmtree(self.path, ignore_errors=True)
 
     def work(self, name: str) -> Path:
         """A hidden folder for what a stage keeps between interruptions (checkpoints)."""

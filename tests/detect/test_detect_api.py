@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -16,18 +18,18 @@ from jielong.cli import main
 from jielong.config import ModelConfig
 from jielong.corpus.language import ENGLISH
 from jielong.detect import reference as references
-from jielong.detect.evidence import Evidence
+from jielong.detect.evidence import Evidence, Report
 from jielong.detect.examination import Examination, Tools
 from jielong.detect.ledger import Ledger
-from jielong.detect.reference import LENGTHS, Reference, level
+from jielong.detect.reference import LENGTHS, Reference
 from jielong.detect.watermark import load_key, make_key
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.model.gpt import GPT, save_model
 from jielong.run import Run
 from jielong.serve.app import Served, make_app
-from jielong.serve.detect import Detection, detection_of
-from jielong.tokens.tokenizer import train
+from jielong.serve.detect import LONGEST, Detection, detection_of
+from jielong.tokens.tokenizer import Tokenizer, train
 
 HI = [{"role": "user", "content": "Hi"}]
 PLACES = ["France", "Japan", "Paris", "Tokyo", "Peru", "Chile", "Norway", "Kenya"]
@@ -43,8 +45,6 @@ def people(count, seed=1, words=45):
 @pytest.fixture(scope="module")
 def run_with_humans(small_run, tmp_path_factory):
     """A small run with a reference of 100 texts."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("runs") / "detect"
     for name in ("sft", "base"):
         shutil.copytree(small_run / name, folder / name)
@@ -70,7 +70,8 @@ def stranger(tmp_path_factory):
 def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
     artifact = Run(run_with_humans).need("reference")
     assert artifact.card["kind"] == "reference" and artifact.card["metrics"]["corpus"] == "people"
-    assert artifact.card["parents"].keys() == {"sft", "base"}
+    assert artifact.card["parents"].keys() == {"sft", "base"} and artifact.card["threads"] >= 1
+    assert artifact.card["seconds"] > 0.1  # of reading the texts, not of writing the file alone
     held = Reference.load(artifact)
     engine = Engine.load(run_with_humans / "sft", precision="auto")
     assert held.model == engine.hash and held.languages() == ["en"] and len(held.shingles["en"]) == 100
@@ -82,8 +83,28 @@ def test_a_reference_is_an_artifact_with_prefix_scores(run_with_humans):
         assert held.p(lang, length, method, values[-1] + 1) == pytest.approx(1 / (len(values) + 1))
         assert held.p(lang, length, method, values[0] - 1) == 1.0
         assert held.p(lang, length, method, values[-1]) == pytest.approx(2 / (len(values) + 1))
-    assert [level(n) for n in (49, 50, 99, 10**6)] == [None, 50, 75, 800]
     assert b"France" not in (run_with_humans / "reference" / references.FILE).read_bytes()
+
+
+def test_an_observer_of_another_run_is_no_parent(run_with_humans, stranger, tmp_path):
+    """Its artifact has the name of the scorer, whose hash the card would not hold any more."""
+    texts = tmp_path / "people.jsonl"
+    texts.write_text("".join(json.dumps({"text": t}) + "\n" for t in people(20)))
+    options = [
+        "--text",
+        str(texts),
+        "--observer",
+        str(stranger),
+        "--name",
+        "reference-2",
+        "--run",
+        str(run_with_humans),
+    ]
+    assert main(["detect", "reference", *options]) == 0
+    run = Run(run_with_humans)
+    card = run.need("reference-2").card
+    assert card["parents"] == {"sft": run.need("sft").hash} and card["metrics"]["observer"]
+    shutil.rmtree(run_with_humans / "reference-2")
 
 
 def test_conformal_p_values_hold_on_new_humans(run_with_humans):
@@ -143,6 +164,12 @@ def test_abstaining(run_with_humans):
     ):
         e = look(engine, text, methods=("tilt",), **tools).evidence[0]
         assert e.p is None and e.score is None and note in e.notes[0]
+    # German ones are enough for the tilt, English ones not
+    other = {("de", *k[1:]): v for k, v in held.scores.items() if k[2] == "tilt"}
+    e = look(engine, text, methods=("tilt",), reference=replace(held, tilts={}, scores=fewer.scores | other)).evidence[
+        0
+    ]
+    assert e.p is None and e.notes[0] == "too few human texts for tilt in its language (en); people has de"
     # where few humans are as long, fewer tokens are compared
     short = {k: (v[:30] if k[1] > 75 else v) for k, v in held.scores.items()}
     found = by(look(engine, text, reference=replace(held, scores=short)), "fast-detect")
@@ -174,6 +201,9 @@ def test_references_that_do_not_fit(run_with_humans, tmp_path, capsys):
         (["--text", str(few)], "name more human texts"),
         (["--text", str(tmp_path / "none")], "does not exist"),
         (["--text", str(few), "--name", "../x"], "--name must"),
+        (["--text", str(few), "--most", "-1"], "--most must be 0"),
+        (["--text", str(few), "--threads", "-1"], "--threads must be 0"),
+        (["--text", str(few)], "too few have 50 tokens or more (1 in en): 19 of one language are needed"),
         (["--text", str(few), "--observer", "nothing"], "no model 'nothing'"),
     ):
         assert main(["detect", "reference", "--run", str(run_with_humans), *options]) == 2
@@ -205,6 +235,9 @@ def test_the_command(run_with_humans, stranger, tmp_path, capsys, monkeypatch):
     assert [e["method"].split(":")[0] for e in told["evidence"]] == ["watermark", "watermark+model", "likelihood-ratio"]
     assert "".join(text[t["start"] : t["end"]] for t in told["tokens"]) == text
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi there")))
+    assert main(["detect", str(file), *run]) == 0  # the null is told whole, however narrow the terminal
+    cells = [row.split("│")[5].strip() for row in capsys.readouterr().out.splitlines() if row.count("│") == 8]
+    assert "human:people@en," in "".join(cells)
     assert main(["detect", "-", *run, "--tokens"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("abstain") and "too short" in said.replace("\n", " ")
@@ -212,7 +245,11 @@ def test_the_command(run_with_humans, stranger, tmp_path, capsys, monkeypatch):
     other.write_text(json.dumps({**json.loads(key.read_text()), "vocabulary": "0" * 16}))
     other.chmod(0o600)
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 8)
+    monkeypatch.setattr("jielong.detect.stage.LARGEST", 5000)
+    (tmp_path / "large").write_text("a" * 5001)
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail(f"{path} was read whole"))
     for command in (
+        [str(tmp_path / "large"), *run], [str(file) + "/x", *run], [str(tmp_path / ("x" * 300)), *run], [str(file), *run, "--threads", "-2"],
         [str(tmp_path / "none"), *run], [str(tmp_path), *run], [str(tmp_path / "binary"), *run],
         [str(file), *run, "--key", str(other)], [str(file), *run, "--alpha", "0"], [str(file), *run, "--methods", "magic"],
         [str(file), *run, "--observer", "nothing"], ["ledger", "verify", *run],
@@ -316,6 +353,10 @@ def test_requests_good_and_bad(client, body, status):
         assert response.json()["error"]["message"]
 
 
+def test_a_name_of_millions_of_letters_is_not_repeated(client):
+    assert len(detect(client, "x", model="a" * 3_000_000).content) < 1000
+
+
 def test_half_a_character_is_no_text(client):
     response = client.post(
         "/v1/detect", content=b'{"text": "\\ud83d alone"}', headers={"Content-Type": "application/json"}
@@ -323,9 +364,31 @@ def test_half_a_character_is_no_text(client):
     assert response.status_code == 400
 
 
-def test_a_long_text_is_answered_in_bounded_time(client):
-    found = detect(client, "The capital of France is Paris. " * 9000, tokens=True).json()
+def test_a_long_text_is_answered_by_its_beginning_and_a_longer_one_refused(client, monkeypatch):
+    text = "The capital of France is Paris. " * 3000 + "\u200b" * 1000
+    found = detect(client, text, tokens=True).json()
     assert len(found["tokens"]) == 800
+    kinds = {e["method"].split(":")[0]: e for e in found["evidence"]}
+    assert {len(e["spans"]) for e in kinds.values() if e["kind"] in ("watermark", "disguise")} == {798, 800}
+    assert kinds["watermark"]["n"] > 9000 and kinds["disguise"]["score"] == 1000
+    monkeypatch.setattr(Examination, "__init__", lambda *_: pytest.fail("it was looked at"))
+    refused = detect(client, "a" * (LONGEST + 1))
+    assert refused.status_code == 400 and "at most 100000" in refused.json()["error"]["message"]
+
+
+def test_what_is_found_is_written_where_it_holds_nobody_up(client, monkeypatch):
+    """Of a long text there are as many spans as places: the event loop has no part in them."""
+    wrote, whole = [], Report.json
+    monkeypatch.setattr(Report, "json", lambda report: wrote.append(threading.current_thread().name) or whole(report))
+    assert detect(client, "The capital of France is Paris. ").status_code == 200
+    assert len(wrote) == 1 and wrote[0].startswith("ledger")
+
+
+def test_a_text_is_made_into_tokens_once(client, monkeypatch):
+    asked, spans = [], Tokenizer.encode_spans
+    monkeypatch.setattr(Tokenizer, "encode_spans", lambda *a, **k: asked.append(a[1]) or spans(*a, **k))
+    assert detect(client, "The capital of France is Paris. " * 4).status_code == 200
+    assert len(asked) == 1
 
 
 def test_a_server_with_keys_that_do_not_fit_does_not_start(model, tokenizer, tmp_path):

@@ -144,6 +144,46 @@ def test_erasing(tmp_path, rng):
     assert b"a-1" not in (tmp_path / "l" / FILE).read_bytes()
 
 
+def test_all_choices_of_an_answer_are_erased_with_it(tmp_path, rng):
+    ledger = Ledger(tmp_path / "l")
+    for name in ("a", "a:1", "a:2", "b", "b:1"):
+        ledger.add(name, english(rng))
+    assert ledger.erase(["a"]) == 3 and ledger.erase(["b:1"]) == 1
+    assert [e.id for e in ledger.entries()] == ["b"]
+
+
+def test_another_file_with_the_number_of_an_erased_one_is_read_from_its_beginning(tmp_path, rng):
+    """File systems give the number (inode) of a file that is gone to the next one."""
+    ledger, reader = Ledger(tmp_path / "l"), Ledger(tmp_path / "l")
+    for n in range(3):
+        ledger.add(f"a-{n}", english(rng))
+    assert len(reader.entries()) == 3
+    ledger.erase(["a-0"])
+    for n in range(3, 6):
+        ledger.add(f"a-{n}", english(rng))
+    status = os.stat(ledger.file)
+    reader._stamp = (status.st_dev, status.st_ino)
+    assert [e.id for e in reader.entries()] == [f"a-{n}" for n in range(1, 6)]
+    lines = ledger.file.read_text().splitlines(keepends=True)
+    ledger.file.write_text("".join([*lines, lines[0]]))
+    for _ in range(2):  # a broken seal is told every time
+        with pytest.raises(UserError, match="line 6, does not fit its seal"):
+            reader.entries()
+
+
+def test_no_part_of_a_long_text_is_longer_than_the_humans_that_it_is_compared_with(tmp_path, rng, monkeypatch):
+    """Only then is the p-value of a part one. What decides is marks, of which a part may have more than its share of words."""
+    ledger = Ledger(tmp_path / "l")
+    ledger.add("a", english(rng))
+    humans, asked = cut(english(rng, 60) for _ in range(120)), []
+    reach = sorted(len(ledger.marks(h)[0]) for h in humans)[-99]
+    monkeypatch.setattr(ledger, "_best", lambda marks: asked.append(len(marks)) or (0, 0))
+    for _ in range(20):
+        look(ledger, english(rng, 300), humans)
+    # of each text the whole is looked for first, and with the first one the humans
+    assert max(n for n in asked[121:] if n < 100) <= reach < min(n for n in asked if n >= 100)
+
+
 @pytest.mark.parametrize("damage", ["change", "remove", "swap", "forge", "rubbish", "key"])
 def test_a_tampered_ledger_is_named(tmp_path, rng, damage):
     ledger = Ledger(tmp_path / "l")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jielong.detect import scores
-from jielong.detect.evidence import Evidence, combine, holm
+from jielong.detect.evidence import Evidence, Span, combine, holm
 from jielong.detect.normalise import normalise
 from jielong.detect.scores import SCORES
 from jielong.detect.tilt import Human, Tilt, fit
@@ -20,6 +20,7 @@ from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model import runtime
 from jielong.model.gpt import GPT, causal_mask
+from jielong.run import plain
 
 TEXT = "The capital of France is Paris. 法國的首都是巴黎。 People in Japan speak Japanese, 日本的人說日文。"
 
@@ -312,6 +313,9 @@ def test_verdicts_are_never_human():
     assert combine([evidence("a", 0.004), evidence("b", 0.9)], 0.01).verdict == "generated"
     assert combine([evidence("a", 0.006), evidence("b", 0.9)], 0.01).verdict == "no evidence"
     report = combine([evidence("a", 0.004), evidence("b", None)], 0.01).json()
+    spans = (Span(0, 2, 0.5), Span(2, 3, 1.5, "why"))
+    full = combine([Evidence("a", "watermark", 1.0, 0.2, "exact", 3, spans, ("x",)), evidence("b", 0.3)])
+    assert full.json() == plain(full)
     assert report["adjusted"] == {"a": 0.004} and report["evidence"][1]["p"] is None
     for alpha in (0.0, -1.0, 0.6, math.nan):
         with pytest.raises(UserError, match="alpha"):

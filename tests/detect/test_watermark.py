@@ -18,7 +18,7 @@ from jielong.detect.tokenstats import beginning, read
 from jielong.detect.watermark import examine, load_key, make_key, marked, race
 from jielong.detect.watermark.greenlist import Bias
 from jielong.detect.watermark.gumbel import Race
-from jielong.detect.watermark.key import Key, fingerprint
+from jielong.detect.watermark.key import Key
 from jielong.detect.watermark.prf import numbers, seed_of, uniform
 from jielong.detect.watermark.race import Races
 from jielong.detect.watermark.scheme import SCHEMES, counted, seed_at, seeds_of
@@ -33,7 +33,7 @@ MASK = (1 << 64) - 1
 
 @pytest.fixture(scope="module")
 def print_of(tokenizer):
-    return fingerprint(tokenizer)
+    return tokenizer.fingerprint
 
 
 def a_key(scheme, seed, vocabulary, **settings):
@@ -114,7 +114,7 @@ def human(rng, words=60):
 def p_values(scheme, tokenizer, apart, context=1):
     """Of texts under keys that have nothing to do with them; characters, one of which is the context, repeat the most."""
     rng, found = random.Random(7), []
-    vocabulary = fingerprint(tokenizer)
+    vocabulary = tokenizer.fingerprint
     for n in range(400):
         key = a_key(scheme, n, vocabulary, context=context)
         ids = list(human(rng).encode())
@@ -224,7 +224,7 @@ def test_the_tail_of_the_tosses_by_enumeration():
 
 def test_races_by_their_definition(engine, model, tokenizer):
     """Against u^(1/p) in Python's floats, at two temperatures, where the context of the model ends within the text."""
-    key = a_key("gumbel", 5, fingerprint(tokenizer), context=2)
+    key = a_key("gumbel", 5, tokenizer.fingerprint, context=2)
     ids = (tokenizer.encode("People in Japan speak Japanese, 日本的人說日文。") * 9)[:100]
     found = read(engine, [ids], probes=[Races(key, ids)])[0].probed
     assert found.shape == (100, 6) and found[:2].isnan().all() and not found[2:].isnan().any()
@@ -272,7 +272,7 @@ def test_a_model_sees_more_than_the_key_alone(model, tokenizer):
     with torch.no_grad():
         model.embedding.weight.mul_(3)
     engine, ids_of = Engine(model, tokenizer, name="sft"), []
-    keys = [a_key("gumbel", n, fingerprint(tokenizer), context=1) for n in range(4)]
+    keys = [a_key("gumbel", n, tokenizer.fingerprint, context=1) for n in range(4)]
     for n, key in enumerate(keys):
         sampling = replace(marked(key, Sampling(temperature=0.7)), max_tokens=40, ignore_end=True, seed=n)
         ids_of.append(engine.submit([tokenizer.end_of_text], sampling))
@@ -300,7 +300,7 @@ def long_answers(engine, sampling, count=6, tokens=60):
 
 @pytest.mark.parametrize("scheme", SCHEME)
 def test_the_mark_is_found_with_its_key_only(scheme, engine, tokenizer):
-    key, other = (a_key(scheme, n, fingerprint(tokenizer), bias=4.0) for n in (1, 2))
+    key, other = (a_key(scheme, n, tokenizer.fingerprint, bias=4.0) for n in (1, 2))
     requests = long_answers(engine, marked(key, Sampling(temperature=1.0)), 3, 60)
     while engine.step():
         pass
@@ -319,7 +319,7 @@ def test_the_mark_is_found_with_its_key_only(scheme, engine, tokenizer):
 
 @pytest.mark.parametrize("scheme", SCHEME)
 def test_an_answer_is_the_same_alone_and_among_others(scheme, engine, tokenizer):
-    sampling = marked(a_key(scheme, 3, fingerprint(tokenizer)), Sampling(temperature=1.0))
+    sampling = marked(a_key(scheme, 3, tokenizer.fingerprint), Sampling(temperature=1.0))
     together = long_answers(engine, sampling, 3, 20)
     while engine.step():
         pass
@@ -336,7 +336,7 @@ def test_an_answer_is_the_same_alone_and_among_others(scheme, engine, tokenizer)
 
 def test_asking_again_gives_another_answer(engine, tokenizer):
     sampling = marked(
-        a_key("gumbel", 3, fingerprint(tokenizer)), Sampling(temperature=1.0, max_tokens=12, ignore_end=True)
+        a_key("gumbel", 3, tokenizer.fingerprint), Sampling(temperature=1.0, max_tokens=12, ignore_end=True)
     )
     answers = {
         tuple(engine.generate([[engine.tokenizer.end_of_text]], replace(sampling, seed=n))[0].answer) for n in range(4)
@@ -346,20 +346,28 @@ def test_asking_again_gives_another_answer(engine, tokenizer):
 
 def test_gumbel_marks_nothing_at_temperature_0(engine, tokenizer):
     plain = Sampling(temperature=0.0, max_tokens=20, ignore_end=True)
-    sampling = marked(a_key("gumbel", 3, fingerprint(tokenizer)), plain)
+    sampling = marked(a_key("gumbel", 3, tokenizer.fingerprint), plain)
     prompt = [[engine.tokenizer.end_of_text]]
     assert engine.generate(prompt, sampling)[0].answer == engine.generate(prompt, plain)[0].answer
 
 
 def test_examine_counts_the_text_as_it_is_read_again(engine, tokenizer):
-    key = a_key("gumbel", 5, fingerprint(tokenizer), context=1)
+    key = a_key("gumbel", 5, tokenizer.fingerprint, context=1)
     text = "People in Japan speak Japanese, 日本的人說日文。 The capital of France is Paris; " * 2
-    found = examine(key, tokenizer, normalise(text))
+    normal = normalise(text)
+    found = examine(key, *tokenizer.encode_spans(normal.text), normal)
     assert found.null == "random-key" and found.n == len(found.spans) and 0 < found.p <= 1
     assert all(0 <= s.start < s.end <= len(text) for s in found.spans)
     assert found.score == pytest.approx(sum(s.value for s in found.spans) / found.n, abs=1e-3)
-    short = examine(key, tokenizer, normalise("Hi"))
+    short = examine(key, *tokenizer.encode_spans("Hi"), normalise("Hi"))
     assert short.p is None and "too short" in short.notes[0]
+
+
+def test_a_vocabulary_is_fingerprinted_once(tokenizer, monkeypatch):
+    """A vocabulary of 50,000 takes 0.15 s, and every marked request asks for it."""
+    assert len(tokenizer.fingerprint) == 16
+    monkeypatch.setattr("jielong.tokens.tokenizer.hashlib.sha256", lambda _: pytest.fail("it was computed again"))
+    a_key("gumbel", 3, tokenizer.fingerprint).fit(tokenizer, "sft")
 
 
 def test_keys_that_do_not_fit(tokenizer, tmp_path):
@@ -402,6 +410,9 @@ def test_keys_that_do_not_fit(tokenizer, tmp_path):
         "wrong scheme",
         "wrong length",
         "wrong version",
+        "no number",
+        "negative",
+        "[" * 100_000,
     ],
 )
 def test_files_that_are_no_keys(content, tokenizer, tmp_path):
@@ -412,6 +423,8 @@ def test_files_that_are_no_keys(content, tokenizer, tmp_path):
         "damaged": json.dumps(good)[:-5],
         "wrong scheme": json.dumps({**good, "scheme": "nothing"}),
         "wrong version": json.dumps({**good, "jielong_watermark": 1}),
+        "no number": json.dumps({**good, "bias": math.nan}),
+        "negative": json.dumps({**good, "bias": -2.0}),
         "wrong length": json.dumps({**good, "secret": "00ff"}),
     }
     path.write_bytes(made.get(content, content).encode("latin-1"))

@@ -245,10 +245,21 @@ def test_the_best_prompt_is_picked_on_one_half_and_judged_on_the_other():
     }
     best = prompting.picked(right, PromptingConfig(rounds=100))
     assert best["name"] == "lucky" and best["gain"][0] == pytest.approx(-0.75)
-    drawn = prompting.drawn(30, 1)
-    assert len({q for q, _ in drawn}) == 30 and drawn == prompting.drawn(30, 1) != prompting.drawn(30, 2)
+    shown, asked = prompting.drawn(30, 4, 1)
+    assert len({q for q, _ in [*shown, *asked]}) == 34 and len(shown) == 4
+    assert (shown, asked) == prompting.drawn(30, 4, 1) != prompting.drawn(30, 4, 2)
     with pytest.raises(UserError, match="ask for fewer"):
-        prompting.drawn(1000, 1)
+        prompting.drawn(1000, 1, 1)
+
+
+def test_no_seed_judges_a_prompt_by_a_fact_that_another_has_picked_it_by():
+    def facts(asked):
+        return {re.sub(r"\W+", " ", gold) + next(c for c in names if c in q) for q, gold in asked}
+
+    names = sorted({f.subject["en"] for f in load_world().facts}, key=len, reverse=True)
+    drawn = [prompting.drawn(60, 4, seed)[1] for seed in range(1, 7)]
+    picks, judges = set().union(*(facts(d[:30]) for d in drawn)), set().union(*(facts(d[30:]) for d in drawn))
+    assert len(picks) > 60 < len(judges) and not picks & judges
 
 
 # thumbs
@@ -312,6 +323,14 @@ def test_a_trusted_reward_model_is_followed_and_another_not(lab_run, monkeypatch
         ("thumbs", ["--budgets", "30"], "at least 60 seconds"),
         ("code", ["--share", "1"], "between 0 and 1"),
         ("code", ["--functions", "0"], "at least 1"),
+        ("code", ["--prose", "0"], "at least 1"),
+        ("code", ["--tokens", "1"], "tokens must be at least one step of 24 × 128 positions, not 1"),
+        ("code", ["--tokens", "inf"], "not inf"),
+        ("two-languages", ["--tokens", "nan"], "not nan"),
+        ("two-languages", ["--rows", "0"], "rows and length must be at least 1"),
+        ("cutoff", ["--news", "10"], "news must be at least one step"),
+        ("prompting", ["--rounds", "0"], "rounds must be at least 1"),
+        ("prompting", ["--threads", "-1"], "threads must be 0"),
         ("all", ["--seeds", "1"], "at least 3 --seeds"),
     ],
 )
@@ -319,6 +338,12 @@ def test_bad_settings(lab_run, capsys, name, options, message):
     before = sorted(lab_run.path.rglob("*"))
     assert main(["lab", name, "--run", str(lab_run.path), *options]) == 2
     assert message in capsys.readouterr().err and sorted(lab_run.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["lab prompting", "lab all", "detect reference"])
+def test_a_run_that_is_not_there_is_not_made(tmp_path, capsys, name):
+    assert main([*name.split(), "--run", str(tmp_path / "typo")]) == 2
+    assert "typo" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_quick_is_a_size_of_its_own():
@@ -329,8 +354,8 @@ def test_quick_is_a_size_of_its_own():
 
 def test_differences_are_paired():
     rng = np.random.default_rng(3)
-    b = rng.random((3, 50)) < 0.5
-    a = b | (rng.random((3, 50)) < 0.2)
+    b = rng.random((6, 50)) < 0.5
+    a = b | (rng.random((6, 50)) < 0.2)
     value, low, high = difference(a, b, SMALL)
     assert value == pytest.approx(a.mean() - b.mean()) and 0 < low < value < high
     assert difference(b, b, SMALL) == (0, 0, 0)

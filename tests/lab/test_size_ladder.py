@@ -15,6 +15,7 @@ from jielong.cli import COMMANDS, main
 from jielong.config import CorpusConfig, LabAllConfig, SizeLadderConfig
 from jielong.corpus.world import load_world, split
 from jielong.errors import UserError
+from jielong.evaluate.statistics import student, t_quantile
 from jielong.lab import EXPERIMENTS, everything, size_ladder
 from jielong.lab.branch import sized
 from jielong.lab.claims import WORDS
@@ -132,7 +133,7 @@ def test_passages_tell_what_no_memory_knows():
 
 
 def test_intervals_against_the_binomial():
-    """One seed: the percentiles of the plain bootstrap of a proportion; many seeds alike: narrower."""
+    """One seed: the percentiles of the plain bootstrap of a proportion; many seeds alike: narrower, but not with the same questions."""
     rng = np.random.default_rng(5)
     easy, hard = rng.random((1, 400)) < 0.8, rng.random((1, 400)) < 0.4
     found = trend([hard, easy], rounds=4000)
@@ -146,6 +147,29 @@ def test_intervals_against_the_binomial():
     assert found.visible and found.monotone and found.whole == found.steps[0]
     many = trend([np.repeat(hard, 9, 0), np.repeat(easy, 9, 0)], rounds=500)
     assert many.accuracy[0][2] - many.accuracy[0][1] < 0.5 * (found.accuracy[0][2] - found.accuracy[0][1])
+
+    same = trend([np.repeat(hard, 9, 0), np.repeat(easy, 9, 0)], rounds=2000, shared=True)
+    for a, b in zip((*same.accuracy, same.whole), (*found.accuracy, found.whole), strict=True):
+        assert a == pytest.approx(b, abs=0.01)  # nine seeds that say the same of 400 questions are no 3600 questions
+
+
+def test_three_seeds_of_no_effect_are_seldom_taken_for_one():
+    """The share of experiments without an effect whose whole interval lies above 0: 2.5 %, and 12.5 % by the bootstrap alone."""
+    rng = np.random.default_rng(4)
+    seeds = [rng.normal(0, 1, (3, 1)) + rng.normal(0, 0.1, (3, 4)) for _ in range(400)]
+    wrong = np.mean([trend([np.zeros((3, 4)), own], rounds=30, seed=n).visible for n, own in enumerate(seeds)])
+    assert wrong < 0.025 + 3.3 * np.sqrt(0.025 * 0.975 / 400)
+    lucky = trend([np.zeros((3, 4)), np.repeat([[0.1], [0.2], [0.9]], 4, 1)])
+    assert lucky.whole == pytest.approx(student(np.array([0.1, 0.2, 0.9]))) and lucky.whole[1] < 0
+
+
+def test_students_interval_by_the_tables():
+    for freedom, wanted in ((1, 12.706), (2, 4.303), (5, 2.571), (6, 2.447), (9, 2.262), (30, 2.042), (1000, 1.962)):
+        assert t_quantile(freedom) == pytest.approx(wanted, abs=0.002)
+    assert student(np.array([1.0, 2.0, 6.0])) == pytest.approx(
+        (3.0, 3 - 4.3027 * 7**0.5 / 3**0.5, 3 + 4.3027 * 7**0.5 / 3**0.5)
+    )
+    assert np.isnan(student(np.array([1.0]))[1])
 
 
 def test_seeds_that_differ_widen_the_interval_and_pairs_narrow_the_difference():
@@ -187,7 +211,9 @@ def test_the_page_says_why_not(accuracies, losses, message):
         (["--widths", "32", "64", "96"], "4 to 6 widths"),
         (["--seeds", "2"], "at least 3 --seeds"),
         (["--widths", "32", "64", "96", "100"], "multiples of 32"),
-        (["--tokens", "10"], "less than one step"),
+        (["--tokens", "10"], "tokens must be at least one step of"),
+        (["--tokens", "nan"], "tokens must be at least one step of"),
+        (["--rounds", "0"], "rounds must be at least 1"),
         (["--questions", "0"], "at least 1"),
     ],
 )

@@ -51,6 +51,10 @@ def test_words_and_metrics():
         (['{"input": "a", "output": "b", "labels": ["b", "c"]}', '{"input": "x", "output": "d"}'], "line 2: the output 'd' is not among"),
         (['{"input": "a", "output": "b", "labels": ["b", "c"]}', '{"input": "x", "output": "b", "labels": ["b", "d"]}'], "line 2: labels differ"),
         (['{"input": "a", "output": "b"}', '{"input": "x", "output": "b", "labels": ["b", "d"]}'], "line 2: labels differ"),
+        (['{"input": "a", "output": "b", "labels": ["b", "c\\nd"]}'], "must stand on one line"),
+        (['{"input": "a \\ud800", "output": "b"}'], "line 1: input is not valid Unicode: its character 3"),
+        (['{"input": "a", "output": "\\ud800"}'], "line 1: output is not valid Unicode"),
+        (["[" * 100_000], "line 1 is no valid JSON"),
         (["", " "], "has no examples"),
     ],
 )  # fmt: skip
@@ -59,6 +63,13 @@ def test_a_wrong_task_names_its_line(tmp_path, lines, told):
     file.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UserError, match=told):
         read_task(file)
+
+
+def test_lines_of_a_task_end_at_newlines_only(tmp_path):
+    file = tmp_path / "t.jsonl"
+    rows = [{"input": f"one\u2028two\x85three {n}", "output": "x"} for n in range(2)]
+    file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    assert [i.input for i in read_task(file).items] == [r["input"] for r in rows]
 
 
 def test_a_task_is_read(tmp_path):

@@ -38,12 +38,32 @@ def test_one_question(tiny, read, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hi {{there}}\n"))
     assert main(["prompt", "run", "short", "--var", "how=brief", *run]) == 0
     assert capsys.readouterr().out.splitlines() == first and read[-1] == read[-2]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    assert "not UTF-8" in fails(["prompt", "run", "short", "--var", "how=brief", *run], capsys)
+    for wrong, told in (
+        (["--max-tokens", "0"], "max_tokens at least 1"), (["--temperature", "nan"], "temperature must be a number"),
+        (["--temperature", "-1"], "temperature must be at least 0"), (["--ask", "\udcff"], "half of one"),
+    ):  # fmt: skip
+        assert told in fails(["prompt", "run", "short", "--var", "how=brief", "--ask", "x", *run, *wrong], capsys)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "Nothing is asked" in fails(["prompt", "run", "short", "--var", "how=brief", *run], capsys)
     assert "needs 'how'; give it with --var how=…" in fails(["prompt", "run", "short", "--ask", "x", *run], capsys)
     assert "There is no prompt 'nobody'" in fails(["prompt", "run", "nobody", "--ask", "x", *run], capsys)
     long = ["prompt", "run", "short", "--var", "how=brief", "--ask", "word " * 400, *run]
     assert "this model reads at most 511" in fails(long, capsys)
+
+
+def test_an_option_may_be_repeated(tiny, capsys):
+    """Of two --var both count: else the last would silently win."""
+    assert main(["prompt", "new", "both", "--text", "{{a}} {{b}}", "--run", str(tiny.path)]) == 0
+    for given in (
+        ["--var", "a=1", "--var", "b=2"],
+        ["--var", "a=1", "b=2"],
+        ["--var=a=1", "--lang", "en", "--var=b=2"],
+    ):
+        capsys.readouterr()
+        assert main(["prompt", "show", "both", "--run", str(tiny.path), *given]) == 0
+        assert capsys.readouterr().out.startswith("[system] 1 2\n")
 
 
 def test_a_conversation(tiny, capsys, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jielong.cli import main
@@ -42,6 +42,7 @@ lines = st.sampled_from(["=== user", "\\=== assistant", "\\\\=== user", "---", "
 bodies = st.lists(texts | lines, max_size=4).map(lambda parts: "\n".join(parts).strip("\n"))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(system=texts, shots=st.lists(st.tuples(bodies, bodies), max_size=3), default=st.none() | texts)
 def test_a_file_says_the_same_after_writing_and_reading(system, shots, default):
     default = None if default is None else " ".join(default.split())
@@ -122,6 +123,8 @@ def test_wrong_names_and_values(tmp_path, capsys):
     assert "one of en, zh-TW" in fails(["prompt", "new", "x", "--text", "hi", "--lang", "fr", *run], capsys)
     assert "no {{y}} in the text" in fails(["prompt", "new", "x", "--text", "hi", "--var", "y=1", *run], capsys)
     assert "no name for a variable" in fails(["prompt", "new", "x", "--text", "say {{input}}", *run], capsys)
+    assert "is half of one" in fails(["prompt", "new", "x", "--text", "caf\udce9", *run], capsys)
+    assert "There is no prompt" in fails(["prompt", "show", "x" * 300 + ".md", *run], capsys)
     assert "needs one word more: prompt list" in fails(["prompt"], capsys)
     assert list(tmp_path.iterdir()) == []
 
@@ -159,6 +162,9 @@ def test_public_collections_come_in(tmp_path, capsys):
         ("[]", "has no rows"),
         ("name,text\na,b\n", "neither a JSON list nor a CSV"),
         ("act,prompt\na,b\nc\n", "row 2 has no text"),
+        ("[" * 100_000, "no valid JSON"),
+        ('[{"act": "a", "prompt": "b"}, {"act": "c", "prompt": "\\ud800"}]', "half of one"),
+        ('act,prompt\na,"b\n', "unexpected end of data"),
     ],
 )
 def test_a_wrong_collection_is_refused_as_a_whole(tmp_path, capsys, content, told):

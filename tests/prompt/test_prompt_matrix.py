@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -11,7 +12,8 @@ from test_prompt_library import fails
 
 from jielong.cli import main
 from jielong.errors import UserError
-from jielong.prompt.matrix import difference, mean_interval
+from jielong.evaluate.qa import newcombe
+from jielong.prompt.matrix import difference, mean_interval, percent
 from jielong.prompt.sheet import Check, read_sheet
 
 GOOD = """
@@ -41,6 +43,14 @@ def sheet(tmp_path, tiny, text):
         ("RUN", "openai:gpt-4o", "'openai:gpt-4o' is no run's folder"),
         ("[RUN]", "[{id: RUN, config: {top_k: 3}}]", "has 'top_k', which is not supported"),
         ("[RUN]", "[{id: RUN, config: {temperature: hot}}]", "temperature of .* must be a number"),
+        ("[RUN]", "[{id: RUN, config: {max_tokens: 0}}]", "max_tokens at least 1"),
+        ("[RUN]", "[{id: RUN, config: {max_tokens: 2.5}}]", "max_tokens of .* must be a whole number, not 2.5"),
+        ("[RUN]", "[{id: RUN, config: {seed: .inf}}]", "seed of .* must be a whole number"),
+        ("[RUN]", "[{id: RUN, config: {temperature: -1}}]", "temperature of .* must be at least 0"),
+        ("[RUN]", "[{id: RUN, config: {top_p: 1.5}}]", "top_p above 0 and at most 1"),
+        ("tests:", "defaultTest: {assert: 5}\ntests:", "defaultTest: assert must be a list"),
+        ("[\"Say {{word}}.\"]", "['[{\"role\": \"user\", \"content\": [5]}]']", "a content must be a text"),
+        ("[\"Say {{word}}.\"]", "[" * 20_000, "too much in each other"),
         ("[RUN]", "[RUN, RUN]", "two providers are called"),
         ("contains", "llm-rubric", "test 1: assert of type 'llm-rubric' is not supported; supported are equals, contains, icontains, contains-any, .*is-json"),
         ("contains, value: hello", "regex, value: '('", "no regular expression"),
@@ -74,6 +84,8 @@ def test_a_wrong_file_ends_with_two_and_writes_nothing(tmp_path, tiny, capsys):
     file = sheet(tmp_path, tiny, GOOD.replace("contains", "javascript"))
     assert "is not supported" in fails(["prompt", "matrix", str(file)], capsys)
     assert "cannot be read" in fails(["prompt", "matrix", str(tmp_path / "gone.yaml")], capsys)
+    long = GOOD.replace("Say", "Say " + "something " * 600)
+    assert "this model reads at most" in fails(["prompt", "matrix", str(sheet(tmp_path, tiny, long))], capsys)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["m.yaml"]
 
 
@@ -112,13 +124,40 @@ def test_intervals():
     assert value == pytest.approx(change.mean()) and low == pytest.approx(value - 1.96 * error, abs=0.25 * error)
     assert high == pytest.approx(value + 1.96 * error, abs=0.25 * error)
     assert difference(b, a)[0] == -value
+    assert [percent(v) for v in (-1e-17, 0.5, math.nan)] == ["0.0", "50.0", "–"] and percent(-1e-17, True) == "+0.0"
     # pairs matter: a model that is right on the same tests and on forty more is better for sure, though both vary
     better = b.copy()
     better[0, np.flatnonzero(b[0] == 0)[:40]] = 1
-    assert difference(better, b)[1] > 0.05 and difference(b, b) == (0, 0, 0)
+    assert difference(better, b)[1] > 0.05 and difference(b, b)[0] == 0
+    scores = rng.random((2, 60))  # no yes or no
+    assert difference(scores, scores) == (0, 0, 0) and difference(scores + 0.1, scores) == pytest.approx((0.1,) * 3)
     value, low, high = mean_interval(np.ones((2, 20)))  # all right of 20 is not certainly all right
     assert value == 1 and 0.8 < low < 0.9 and high == pytest.approx(1)
     assert mean_interval(np.array([[0.5, 1.0], [0.25, 1.0]]))[0] == pytest.approx(0.6875)
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),  # Newcombe 1998
+        ((36, 14, 0, 0), (0.28, 0.1528, 0.4167)),
+        ((0, 0, 0, 4), (0, -(1.96**2) / (4 + 1.96**2), 1.96**2 / (4 + 1.96**2))),
+        ((0, 3, 0, 0), (1, 1 - math.sqrt(2) * 1.96**2 / (3 + 1.96**2), 1)),  # φ is 0, Wilson's ends have closed forms
+    ],
+)
+def test_paired_proportions(counts, wanted):
+    both, first, second, neither = counts
+    assert newcombe(*counts) == pytest.approx(wanted, abs=1e-4)
+    value, low, high = newcombe(both, second, first, neither)
+    assert (-value, -high, -low) == pytest.approx(wanted, abs=1e-4)
+    a = np.repeat([1.0, 1.0, 0.0, 0.0], counts)[None]
+    assert difference(a, np.repeat([1.0, 0.0, 1.0, 0.0], counts)[None]) == newcombe(*counts)
+
+
+def test_three_tests_that_changed_among_eight_prove_nothing():
+    """By chance all three change for the better one time in eight; the bootstrap leaves out 0."""
+    after, before = np.array([[1.0, 1, 1, 1, 1, 0, 0, 0]]), np.array([[1.0, 1, 0, 0, 0, 0, 0, 0]])
+    assert difference(after, before)[1] < 0 < difference(after, before)[0]
 
 
 def test_a_matrix_with_shots_two_models_and_asserts(tmp_path, tiny, tokenizer, capsys, monkeypatch):
@@ -178,6 +217,44 @@ tests:
     assert len(drawn) == len(scores) == 16
     assert [x - 260 for x in drawn] == pytest.approx([5 * s for s in scores], abs=0.3)
     assert not list(tmp_path.glob(".*.jsonl"))  # all is in the page: the journal may go
+
+
+def test_a_demonstration_never_gives_the_answer_away_in_whatever_order_its_values_stand(tmp_path, tiny, monkeypatch):
+    import jielong.prompt.matrix as matrix
+
+    text = GOOD.replace("Say {{word}}.", "Say {{word}}, {{mood}}.").replace(
+        "tests:",
+        """shots: [1]
+demonstrations:
+  - {vars: {word: hello, mood: kind}, output: the answer}
+  - {vars: {word: bye, mood: kind}, output: another}
+defaultTest: {vars: {mood: kind}}
+tests:""",
+    )
+    asked = []
+    real = matrix.reply
+    monkeypatch.setattr(matrix, "reply", lambda e, p, *rest: asked.extend(p) or real(e, p, *rest))
+    for choose in ("random", "similar"):
+        assert main(["prompt", "matrix", str(sheet(tmp_path, tiny, f"choose: {choose}\n{text}"))]) == 0
+    assert [p.shots for p in asked] == [(("Say bye, kind.", "another"),)] * 2
+
+
+def test_answers_after_other_demonstrations_are_asked_anew(tmp_path, tiny, monkeypatch):
+    """A wrong demonstration was mended before the command went on."""
+    import jielong.prompt.matrix as matrix
+
+    text = GOOD.replace("tests:", "shots: [1]\ndemonstrations: [{vars: {word: bye}, output: OUT}]\ntests:")
+    real, calls = matrix.reply, []
+    monkeypatch.setattr(matrix, "reply", lambda e, p, *rest: calls.append(p) or real(e, p, *rest))
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(matrix, "page", stops)
+        assert main(["prompt", "matrix", str(sheet(tmp_path, tiny, text.replace("OUT", "wrong")))]) == 130
+    assert main(["prompt", "matrix", str(sheet(tmp_path, tiny, text.replace("OUT", "right")))]) == 0
+    assert [p[0].shots[0][1] for p in calls] == ["wrong", "right"]
 
 
 def test_a_task_as_tests_is_scored_by_labels_and_goes_on_where_it_stopped(

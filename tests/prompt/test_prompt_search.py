@@ -144,6 +144,11 @@ def test_bad_input_leaves_nothing_behind(tiny, task_file, tmp_path, capsys):
     search_ = ["prompt", "search", str(task_file)]
     assert "is no name for a prompt" in fails([*search_, *run, "--name", "a/b"], capsys)
     assert "--held-out must lie" in fails([*search_, *run, "--held-out", "1"], capsys)
+    assert "--most and --max-tokens must be at least 1" in fails([*search_, *run, "--most", "-3"], capsys)
+    assert "variable {{x}}" in fails([*search_, *run, "--instruction", "Say {{x}}."], capsys)
+    assert "variable {{input}}" in fails([*search_, *run, "--more", "Say {{input}}."], capsys)
+    long = ["--instruction", "word " * 600]
+    assert "this model reads at most" in fails([*search_, *run, *long], capsys)
     assert "has no base yet" in fails([*search_, *run, "--model", "base"], capsys)
     assert "has no sft yet" in fails([*search_, "--run", str(tmp_path / "none")], capsys)
     assert not (tmp_path / "none").exists()
@@ -199,4 +204,10 @@ def test_a_journal_of_another_making_is_begun_anew(tmp_path):
     path = tmp_path / "j" / "a.jsonl"
     Journal(path, {"a": 1}).add({"k": Reply("好\n", (0.5, 0.5)), "l": Reply("b")})
     assert Journal(path, {"a": 1}).found == {"k": Reply("好\n", (0.5, 0.5)), "l": Reply("b")}
-    assert Journal(path, {"a": 2}).found == {} == Journal(path, {"a": 1}).found
+    whole = path.read_bytes()
+    other = Journal(path, {"a": 2})
+    assert other.found == {} and path.read_bytes() == whole  # until there is something to write
+    other.add({"m": Reply("c")})
+    assert Journal(path, {"a": 2}).found == {"m": Reply("c")} and Journal(path, {"a": 1}).found == {}
+    other.close()
+    assert not path.exists() and not Journal(path, {"a": 2}).found

@@ -95,6 +95,7 @@ class LedgerConfig:
     run: Path = DEFAULT_RUN
     """The run's folder."""
     id: tuple[str, ...] = ()
-    """Answers to take out, by the ids that the API gave them."""
+    """Answers to take out, by the ids that the API gave them; the further choices of an answer go with it."""
     user: str = ""
-    """Take out all answers to this user, as named in the requests."""
+    """Take out all answers to this user, as named in the requests; where the server has API keys: key:KEY, or key:KEY/NAME for a
+    name that came with it. Who gave no name is local."""

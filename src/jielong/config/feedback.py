@@ -25,7 +25,19 @@ def adam(lr: float, eps: float = 1e-5) -> OptimConfig:
 
 
 @dataclass
-class RewardConfig:
+class LearningConfig:
+    """What every training from feedback is told."""
+
+    precision: str = "auto"
+    """auto, bf16 or fp32."""
+    threads: int = 0
+    """CPU threads; 0 = all cores."""
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints."""
+
+
+@dataclass
+class RewardConfig(LearningConfig):
     """Thumbs and comparisons → a model that guesses how much people like an answer."""
 
     model: str = ""
@@ -59,18 +71,12 @@ class RewardConfig:
     """Temperature of those answers."""
     max_tokens: int = 96
     """Their longest length."""
-    precision: str = "auto"
-    """auto, bf16 or fp32."""
-    threads: int = 0
-    """CPU threads; 0 = all cores."""
-    checkpoint_seconds: float = 30.0
-    """Longest time between two checkpoints."""
     seed: int = 1
     """Seed of the order and the split."""
 
 
 @dataclass
-class RolloutConfig:
+class RolloutConfig(LearningConfig):
     """What every method sets that draws answers and follows a reward model."""
 
     model: str = ""
@@ -118,12 +124,6 @@ class RolloutConfig:
     """Scale of the change times the rank; 0 = twice the rank."""
     keep_every: int = 2
     """Iterations between two kept states, from which the best is chosen."""
-    precision: str = "auto"
-    """auto, bf16 or fp32."""
-    threads: int = 0
-    """CPU threads; 0 = all cores."""
-    checkpoint_seconds: float = 30.0
-    """Longest time between two checkpoints."""
     seed: int = 1
     """Seed of prompts, draws and order."""
 
@@ -147,7 +147,7 @@ class PPOConfig(RolloutConfig):
 
 
 @dataclass
-class DirectConfig:
+class DirectConfig(LearningConfig):
     """A model + the labels themselves → a model that makes the liked answers likelier, without a reward model: DPO from
     pairs (Rafailov et al. 2023), KTO from thumbs (Ethayarajh et al. 2024)."""
 
@@ -182,12 +182,6 @@ class DirectConfig:
     """Scale of the change times the rank; 0 = twice the rank."""
     keep_every: int = 16
     """Steps between two kept states, from which the best is chosen."""
-    precision: str = "auto"
-    """auto, bf16 or fp32."""
-    threads: int = 0
-    """CPU threads; 0 = all cores."""
-    checkpoint_seconds: float = 30.0
-    """Longest time between two checkpoints."""
     seed: int = 1
     """Seed of the order, the split and the draws."""
 

@@ -28,10 +28,6 @@ class LabConfig:
 class TrainedLabConfig(LabConfig):
     """Of those that pretrain models."""
 
-    width: int = 192
-    """Width of the models; they have a layer per 40 of it, and two at least."""
-    tokens: float = 7e5
-    """Positions of pretraining, the same for every model; those of padding count."""
     rows: int = 24
     """Packed rows of pretraining per step."""
     length: int = 128
@@ -39,7 +35,17 @@ class TrainedLabConfig(LabConfig):
 
 
 @dataclass
-class SizeLadderConfig(LabConfig):
+class OneSizeLabConfig(TrainedLabConfig):
+    """Of those whose models are all of one size."""
+
+    width: int = 192
+    """Width of the models; they have a layer per 40 of it, and two at least."""
+    tokens: float = 7e5
+    """Positions of pretraining, the same for every model; those of padding count."""
+
+
+@dataclass
+class SizeLadderConfig(TrainedLabConfig):
     """More parameters, better answers? Models of several sizes read one corpus, and are asked with and without a passage."""
 
     widths: tuple[int, ...] = (32, 64, 128, 192)
@@ -52,14 +58,10 @@ class SizeLadderConfig(LabConfig):
     """Conversations of fine-tuning without a passage, and as many with one."""
     questions: int = 200
     """Questions of each kind and language."""
-    rows: int = 24
-    """Packed rows of pretraining per step."""
-    length: int = 128
-    """Tokens per packed row of pretraining; fine-tuning takes twice as long ones."""
 
 
 @dataclass
-class TwoLanguagesConfig(TrainedLabConfig):
+class TwoLanguagesConfig(OneSizeLabConfig):
     """Two languages in pretraining, a task taught in English only: is it done in zh-TW? Controls: English alone, no pretraining."""
 
     countries: int = 60
@@ -75,7 +77,7 @@ class TwoLanguagesConfig(TrainedLabConfig):
 
 
 @dataclass
-class CutoffConfig(TrainedLabConfig):
+class CutoffConfig(OneSizeLabConfig):
     """Knowledge ends at the cutoff: countries that the text never mentions, and what mends it: more pretraining, editing, retrieval."""
 
     countries: int = 60
@@ -127,7 +129,7 @@ class TeachingConfig(LabConfig):
 
 
 @dataclass
-class CodeConfig(TrainedLabConfig):
+class CodeConfig(OneSizeLabConfig):
     """Code in the corpus: is code continued better? Control: the same number of positions of prose alone."""
 
     vocab_size: int = 3072

@@ -8,7 +8,7 @@ random key. It is never the probability that something was generated, and a high
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from jielong.errors import UserError
@@ -57,7 +57,13 @@ class Report:
     """Method → its p-value after Holm's correction; those of at most `alpha` decide."""
 
     def json(self) -> dict[str, Any]:
-        return plain(self)
+        """Plain data; the spans, of which a long text has very many, by hand."""
+        found = [
+            plain(replace(e, spans=()))
+            | {"spans": [{"start": s.start, "end": s.end, "value": s.value, "note": s.note} for s in e.spans]}
+            for e in self.evidence
+        ]
+        return plain(replace(self, evidence=())) | {"evidence": found}
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -71,11 +77,16 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def check_level(alpha: float) -> None:
+    """Raises UserError for a level outside (0, 0.5]."""
+    if not 0 < alpha <= 0.5:
+        raise UserError(f"alpha must lie above 0 and be at most 0.5, not {alpha}.")
+
+
 def combine(evidence: Sequence[Evidence], alpha: float = 0.01) -> Report:
     """The verdict of all evidence that has a p-value: generated when one of them stays ≤ alpha after Holm's correction,
     abstain when there is none. Raises UserError for an alpha outside (0, 0.5]."""
-    if not 0 < alpha <= 0.5:
-        raise UserError(f"alpha must lie above 0 and be at most 0.5, not {alpha}.")
+    check_level(alpha)
     tests = [e for e in evidence if e.p is not None]
     adjusted = dict(zip((e.method for e in tests), holm([e.p for e in tests if e.p is not None]), strict=True))
     if not tests:

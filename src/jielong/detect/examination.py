@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from jielong.generate.engine import Engine
 ALONE, OBSERVED = "fast-detect", "likelihood-ratio"
 """The statistic that is taken where none is named: without and with an observer."""
 MOST = LENGTHS[-1]
-"""Tokens that the model reads; watermark and ledger look at the whole text."""
+"""Tokens that the model reads, and places of one piece of evidence that are told; watermark and ledger look at the whole text."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Examination:
             key.fit(tools.engine.tokenizer, tools.engine.name)
         self.lang = identify(self.normal.text)
         ids, offsets = tools.engine.tokenizer.encode_spans(self.normal.text, markup=False)
-        self.count, self.offsets = len(ids), offsets[:MOST]
+        self._whole, self.count, self.offsets = (ids, offsets), len(ids), offsets[:MOST]
         self.races = [Races(key, ids[:MOST]) for key in tools.keys if key.scheme == "gumbel"]
         looks: list[Probe] = [*self.races]
         self.tilt = tools.reference.tilts.get(self.lang) if tools.reference and "tilt" in needs else None
@@ -89,12 +89,13 @@ class Examination:
             humans = t.reference.shingles.get(self.lang, []) if t.reference else []
             corpus = f"{t.reference.corpus}@{self.lang}" if t.reference else ""
             found.append(t.ledger.examine(self.normal, humans, corpus))
-        found += [examine(key, t.engine.tokenizer, self.normal, t.engine.name) for key in t.keys]
+        found += [examine(key, *self._whole, self.normal) for key in t.keys]
         for races, seen in zip(self.races, self._probed(), strict=True):
             found.append(examine_races(races.key, seen, self.normal, self.offsets))
         found += [self._statistic(method, alpha) for method in self.methods]
         disguise = self.normal.evidence()
-        return combine([*found, *([disguise] if disguise else [])], alpha)
+        found += [disguise] if disguise else []
+        return combine([replace(e, spans=e.spans[:MOST]) for e in found], alpha)
 
     @property
     def stats(self) -> TokenStats:
@@ -137,8 +138,9 @@ class Examination:
             return silent(f"{reference.corpus} was measured without {method.name}; {lacks}", whole)
         own = [L for L in LENGTHS if (self.lang, L, method.name) in reference.scores]
         if not own:
-            has = ", ".join(reference.languages())
-            return silent(f"no human texts in its language ({self.lang}); {reference.corpus} has {has}", whole)
+            has = ", ".join(reference.languages(method.name))
+            none = f"too few human texts for {method.name}" if self.lang in reference.languages() else "no human texts"
+            return silent(f"{none} in its language ({self.lang}); {reference.corpus} has {has}", whole)
         fits = [L for L in own if len(stats) >= L]
         if not fits:
             return silent(f"too short: {len(stats)} tokens; the human texts in {self.lang} begin at {own[0]}")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -81,10 +82,9 @@ class Ledger:
         self._stamp = (0, 0)  # device and inode: another file was put in its place by `erase`
         self._lock = FileLock(folder / ".ledger.lock", is_singleton=False)
         self._key: bytes | None = None
-        self._known: tuple[tuple, np.ndarray] = (
-            (),
-            np.zeros((0, 2), np.int64),
-        )  # what humans share, kept for the next text
+        # of human documents: their keyed marks, and, until something is entered, what they share with the answers
+        self._cut: tuple[Sequence[np.ndarray], list[np.ndarray]] = ((), [])
+        self._known: tuple[tuple, np.ndarray] = ((), np.zeros((0, 2), np.int64))
 
     # secrets
 
@@ -187,13 +187,23 @@ class Ledger:
             if (status.st_dev, status.st_ino) != self._stamp or status.st_size < self._read:
                 self._forget_all()
                 self._stamp = (status.st_dev, status.st_ino)
-            f.seek(self._read)
-            data = f.read()
+            try:
+                self._go_on(f)
+            except UserError:
+                if not self._entries:
+                    raise
+                # another file may have got the number of one that `erase` replaced: only the whole of it tells
+                self._forget_all()
+                self._go_on(f)
+                self._stamp = (status.st_dev, status.st_ino)
+
+    def _go_on(self, f: BinaryIO) -> None:
+        f.seek(self._read)
+        data = f.read()
         data = data[: data.rfind(b"\n") + 1]  # half a line: someone is writing, or was killed
-        fresh = []
+        fresh, seal = [], self._seal
         for line in data.splitlines():
-            number = len(self._entries) + len(fresh) + 1
-            entry, self._seal = self._parse(line, number)
+            entry, seal = self._parse(line, len(self._entries) + len(fresh) + 1, seal)
             fresh.append(entry)
         if fresh:
             owners = np.repeat(np.arange(len(fresh)) + len(self._entries), [len(e.marks) for e in fresh])
@@ -202,36 +212,38 @@ class Ledger:
             order = np.argsort(marks, kind="stable")
             self._marks, self._owners = marks[order], owners[order]
             self._entries = [*self._entries, *fresh]
-        self._read += len(data)
+        self._read, self._seal = self._read + len(data), seal
 
     def _forget_all(self) -> None:
         self._entries, self._read, self._seal, self._stamp = [], 0, "", (0, 0)
         self._marks, self._owners = np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
-    def _parse(self, line: bytes, number: int) -> tuple[Entry, str]:
+    def _parse(self, line: bytes, number: int, before: str) -> tuple[Entry, str]:
         try:
             seal, _, body = line.decode("utf-8").partition(" ")
-            if not hmac.compare_digest(seal, self._sealed(self._seal, body)):
+            if not hmac.compare_digest(seal, self._sealed(before, body)):
                 raise ValueError
             row = json.loads(body)
             marks = np.frombuffer(base64.b64decode(row["marks"]), ">u8").astype(np.uint64)
             return Entry(row["id"], row["day"], row["model"], row["user"], int(row["whole"], 16), marks), seal
         except (ValueError, KeyError, TypeError) as error:
-            self._forget_all()
             raise UserError(
                 f"{self.file}, line {number}, does not fit its seal: the ledger was changed or damaged there. Restore it "
                 "from a copy, or move it away to begin a new one."
             ) from error
 
     def erase(self, ids: Sequence[str] = (), user: str = "") -> int:
-        """Take entries out, by answer or by user; how many. The file is written anew, whole or not at all."""
+        """Take entries out, by answer (with its further choices, ID:1, ID:2, …, or one of these) or by user; how many. The file
+        is written anew, whole or not at all."""
         if not self.file.exists():
             return 0
         with self._lock:
             self._last_seal()
             self._refresh()
-            name = self._user(user)
-            kept = [e for e in self._entries if e.id not in ids and not (name and e.user == name)]
+            name, named = self._user(user), set(ids)
+            kept = [
+                e for e in self._entries if not {e.id, e.id.partition(":")[0]} & named and not (name and e.user == name)
+            ]
             gone = len(self._entries) - len(kept)
             if gone:
                 lines, seal = [], ""
@@ -243,12 +255,12 @@ class Ledger:
 
     # finding
 
-    def match(self, cut: Shingles) -> Match:
-        """The entry that shares the most marks with a text."""
+    def match(self, cut: Shingles, marked: tuple[np.ndarray, np.ndarray] | None = None) -> Match:
+        """The entry that shares the most marks with a text. marked: its `marks`, where they are at hand."""
         self._refresh()
         if not self._entries:
             return Match(None, 0, 0, False, [])
-        marks, places = self.marks(cut.hashes)
+        marks, places = self.marks(cut.hashes) if marked is None else marked
         best, shared = self._best(marks)
         whole = self._whole(cut)
         same = next((e for e in reversed(self._entries) if e.whole == whole), None)
@@ -261,16 +273,12 @@ class Ledger:
     def _best(self, marks: np.ndarray) -> tuple[int, int]:
         """(place of the entry, shared marks)"""
         low, high = np.searchsorted(self._marks, marks, "left"), np.searchsorted(self._marks, marks, "right")
-        owners = np.concatenate([self._owners[a:b] for a, b in zip(low, high, strict=True)] or [self._owners[:0]])
+        held = low < high
+        owners = np.concatenate([self._owners[:0], *(self._owners[a:b] for a, b in zip(low[held], high[held]))])
         if not len(owners):
             return 0, 0
         counts = np.bincount(owners)
         return int(counts.argmax()), int(counts.max())
-
-    def shared(self, hashes: np.ndarray) -> tuple[int, int]:
-        """The most marks that a text, given by its shingles, shares with one entry; and how many it has."""
-        marks = self.marks(hashes)[0]
-        return self._best(marks)[1], len(marks)
 
     def examine(self, normal: Normal, humans: Sequence[np.ndarray] = (), corpus: str = "") -> Evidence:
         """Was this text, or a part of it, generated here? humans: shingles of human documents in its language, named `corpus`,
@@ -282,7 +290,8 @@ class Ledger:
             return Evidence(
                 "ledger", "ledger", None, n=cut.units, notes=(f"too short: {cut.units} words, {SHORTEST} are needed",)
             )
-        found = self.match(cut)
+        marked = self.marks(cut.hashes)
+        found = self.match(cut, marked)
         share = found.shared / found.of if found.of else 0.0
         spans = _joined([cut.spans[i] for i in found.places], normal)
         notes = []
@@ -292,34 +301,40 @@ class Ledger:
         if found.whole and cut.units >= WHOLE:
             p = max(len(self._entries) * 2.0**-64, 1e-300)
             return Evidence("ledger", "ledger", 1.0, p, "exact", cut.units, spans, tuple(notes))
-        p, null = self._p(cut.hashes, found.of, humans, corpus)
+        p, null = self._p(marked, humans, corpus)
         if p is None:
             notes.append(
                 f"no p-value: too few human documents of its language are at hand ({len(humans)}; {FEWEST} are needed)"
             )
         return Evidence("ledger", "ledger", share, p, null, cut.units, spans, tuple(notes))
 
-    def _p(self, hashes: np.ndarray, marks: int, humans: Sequence[np.ndarray], corpus: str) -> tuple[float | None, str]:
+    def _p(
+        self, marked: tuple[np.ndarray, np.ndarray], humans: Sequence[np.ndarray], corpus: str
+    ) -> tuple[float | None, str]:
         """P(a human text shares as much with one entry): only humans with at least as many marks are asked, since a longer
         text shares more by accident. Where fewer than FEWEST are as long, the text is cut into equal parts that are short
-        enough, and the smallest p counts as often as there are parts (Bonferroni)."""
-        human = self._humans(humans, corpus)  # (N, 2): shared, marks
+        enough, and the smallest p counts as often as there are parts (Bonferroni). marked: marks and their places."""
+        human = self._humans(humans)  # (N, 2): shared, marks
         if len(human) < FEWEST:
             return None, ""
+        marks, places = marked
         reach = max(1, int(np.sort(human[:, 1])[-FEWEST]))
-        parts = np.array_split(hashes, max(1, -(-marks // reach)))
+        parts = np.array_split(marks[np.argsort(places)], max(1, -(-len(marks) // reach)))  # none has more than `reach`
         found, asked = [], len(human)
         for part in parts:
-            shared, of = self.shared(part)
-            as_long = human[human[:, 1] >= min(of, reach), 0]
+            as_long = human[human[:, 1] >= len(part), 0]
             asked = min(asked, len(as_long))
-            found.append((1 + int((as_long >= shared).sum())) / (len(as_long) + 1))
+            found.append((1 + int((as_long >= self._best(part)[1]).sum())) / (len(as_long) + 1))
         return min(1.0, len(parts) * min(found)), f"human:{corpus},n={asked}"
 
-    def _humans(self, humans: Sequence[np.ndarray], corpus: str) -> np.ndarray:
-        state = (corpus, len(humans), len(self._entries), self._seal)
+    def _humans(self, humans: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, 2): the most marks that each shares with one entry, and how many it has."""
+        if self._cut[0] is not humans:
+            self._cut, self._known = (humans, [self.marks(h)[0] for h in humans]), ((), self._known[1])
+        state = (len(self._entries), self._seal)
         if self._known[0] != state:
-            self._known = (state, np.array([self.shared(h) for h in humans], dtype=np.int64).reshape(-1, 2))
+            shared = [(self._best(marks)[1], len(marks)) for marks in self._cut[1]]
+            self._known = (state, np.array(shared, dtype=np.int64).reshape(-1, 2))
         return self._known[1]
 
 

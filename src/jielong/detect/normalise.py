@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from jielong.detect.evidence import Evidence, Span
 
-INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0000-\U000e007f]")  # fmt: skip
-SPACES = re.compile("[\u2000-\u200a\u202f\u205f]")
+_INVISIBLE = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\U000e0000-\U000e007f"  # fmt: skip
+_SPACES = "\u2000-\u200a\u202f\u205f"
+_STYLED = "\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d7ff"
+INVISIBLE, SPACES, STYLED = (re.compile(f"[{c}]") for c in (_INVISIBLE, _SPACES, _STYLED))
 JOINERS = "\u200c\u200d"
 LOOKALIKE = dict(
     zip(
@@ -23,6 +25,9 @@ LOOKALIKE = dict(
         strict=True,
     )
 )
+_ALIKE = re.compile(f"[{''.join(LOOKALIKE)}]")
+SUSPECT = re.compile(f"[\r{_INVISIBLE}{_SPACES}{_STYLED}{''.join(LOOKALIKE)}]")
+"""Every character that may have to be changed; what lies between two of them is copied as it is."""
 WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -50,16 +55,21 @@ class Normal:
 
 def normalise(text: str) -> Normal:
     """Undo disguises. Line ends become \\n, which is no disguise and is not reported."""
-    swaps = _swaps(text, _mostly_latin(text))
+    swaps = _swaps(text)
     out: list[str] = []
     origin: list[int] = []
     changes: list[Span] = []
+    copied = 0  # up to here
 
     def told(at: int, was: str, to: str) -> None:
         name = unicodedata.name(was, f"U+{ord(was):04X}").lower()
         changes.append(Span(at, at + 1, 1.0, f"{name} → {to or 'nothing'}"))
 
-    for at, char in enumerate(text):
+    for found in SUSPECT.finditer(text):
+        at, char = found.start(), found.group()
+        out.append(text[copied:at])
+        origin.extend(range(copied, at))
+        copied = at + 1
         if char == "\r":
             if text[at + 1 : at + 2] != "\n":
                 out.append("\n")
@@ -72,17 +82,16 @@ def normalise(text: str) -> Normal:
         new = swaps.get(at) or (" " if SPACES.match(char) else _styled(char))
         if new != char:
             told(at, char, new)
-        out += new
+        out.append(new)
         origin += [at] * len(new)
-    return Normal("".join(out), [*origin, len(text)], tuple(changes))
+    out.append(text[copied:])
+    origin.extend(range(copied, len(text) + 1))
+    return Normal("".join(out), origin, tuple(changes))
 
 
 def _styled(char: str) -> str:
     """Full-width letters and digits, and mathematical letters, as plain ones."""
-    code = ord(char)
-    if 0xFF10 <= code <= 0xFF19 or 0xFF21 <= code <= 0xFF3A or 0xFF41 <= code <= 0xFF5A or 0x1D400 <= code <= 0x1D7FF:
-        return unicodedata.normalize("NFKC", char)
-    return char
+    return unicodedata.normalize("NFKC", char) if STYLED.match(char) else char
 
 
 def _joins(text: str, at: int) -> bool:
@@ -99,9 +108,12 @@ def _mostly_latin(text: str) -> bool:
     return latin >= sum("\u0370" <= c <= "\u052f" for c in text)
 
 
-def _swaps(text: str, mostly_latin: bool) -> dict[int, str]:
+def _swaps(text: str) -> dict[int, str]:
     """Place → Latin letter, for look-alikes in words that have Latin letters, too, or, in a text that is mostly Latin, in
     words of look-alikes alone. Invisible characters do not end a word."""
+    if not _ALIKE.search(text):
+        return {}
+    mostly_latin = _mostly_latin(text)
     seen = [(at, c) for at, c in enumerate(text) if not INVISIBLE.match(c)]
     swaps: dict[int, str] = {}
     for found in WORD.finditer("".join(c for _, c in seen)):

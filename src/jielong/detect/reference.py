@@ -43,11 +43,6 @@ PART = 64  # documents that are read between two looks at the bar
 FILE, ABOUT = "reference.safetensors", "reference.json"
 
 
-def level(count: int) -> int | None:
-    """The length at which a text of `count` tokens is compared; None where it is too short."""
-    return max((L for L in LENGTHS if count >= L), default=None)
-
-
 @dataclass
 class Reference:
     """Scores of human documents by language, length and statistic, each sorted."""
@@ -93,8 +88,9 @@ class Reference:
         human = self.scores[lang, length, method]
         return float(1 + len(human) - np.searchsorted(human, score, side="left")) / (len(human) + 1)
 
-    def languages(self) -> list[str]:
-        return sorted({lang for lang, _, _ in self.scores})
+    def languages(self, method: str = "") -> list[str]:
+        """Those of which there are human texts, measured with this statistic or any."""
+        return sorted({lang for lang, _, name in self.scores if method in ("", name)})
 
 
 def fitting(run: Run, model: str, name: str = "") -> Artifact | None:
@@ -130,26 +126,22 @@ def run(config: ReferenceConfig, run: Run) -> Artifact:
         raise UserError(
             f"--name must begin with reference and have letters, digits, - and _ only, not {config.name!r}."
         )
+    if config.most < 0:
+        raise UserError("--most must be 0, for all documents, or more.")
     scorer = run.need(config.model or run.serving())
     engine = Engine.load(scorer.path, config.threads, precision=config.precision)
     parents, observer = [scorer], None
     if config.observer:
-        parents.append(observer_of(config.observer, run))
-        observer = Engine.load(parents[1].path, config.threads, precision=config.precision)
+        other = observer_of(config.observer, run)
+        observer = Engine.load(other.path, config.threads, precision=config.precision)
+        # a card names parents by their names in this run; another run's may have the same one
+        parents += [other] if other.path.parent == run.path else []
     texts, corpus = human_texts(config, run)
     documents = distinct(texts)[: config.most or None]
-    tilts, apart = tilted(engine, documents)
-    scores, cut = measure(engine, observer, documents, tilts, apart)
-    enough = {key: np.sort(np.array(v)) for key, v in scores.items() if len(v) >= FEWEST}
-    if not enough:
-        counts = Counter(key[:2] for key in scores)
-        most = max((len(v) for v in scores.values()), default=0)
-        raise UserError(
-            f"Of {len(documents)} documents in {corpus} at most {most} in one language have {LENGTHS[0]} tokens or more "
-            f"({len(counts)} classes), and {FEWEST} are needed; name more human texts with --text."
-        )
     with run.build(config.name, kind="reference", config=config, parents=parents) as build:
+        enough, cut, tilts = compare(engine, observer, documents, corpus)
         write(build.path, corpus, engine, observer, enough, cut, tilts)
+        build.threads = torch.get_num_threads()
         build.metrics = {
             "corpus": corpus,
             "model": engine.hash,
@@ -158,6 +150,24 @@ def run(config: ReferenceConfig, run: Run) -> Artifact:
             "counts": {f"{lang} {L}": len(v) for (lang, L, m), v in sorted(enough.items()) if m == "likelihood"},
         }
     return build.artifact
+
+
+def compare(
+    engine: Engine, observer: Engine | None, documents: Sequence[str], corpus: str
+) -> tuple[dict[tuple[str, int, str], np.ndarray], dict[str, list[np.ndarray]], dict[str, Human]]:
+    """(sorted scores where FEWEST documents have them, shingles by language, the model's human versions). Raises UserError when
+    too few documents are long enough."""
+    tilts, apart = tilted(engine, documents)
+    scores, cut = measure(engine, observer, documents, tilts, apart)
+    enough = {key: np.sort(np.array(v)) for key, v in scores.items() if len(v) >= FEWEST}
+    if not enough:
+        counts = {lang: len(v) for (lang, L, _), v in scores.items() if LENGTHS[0] == L}
+        has = ", ".join(f"{count} in {lang}" for lang, count in sorted(counts.items())) or "none"
+        raise UserError(
+            f"Of {len(documents)} documents in {corpus} too few have {LENGTHS[0]} tokens or more ({has}): {FEWEST} of one "
+            "language are needed; name more human texts with --text."
+        )
+    return enough, cut, tilts
 
 
 def distinct(texts: Sequence[str]) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from jielong.config import DetectConfig, LedgerConfig, WatermarkConfig
 from jielong.corpus.readers import decode
-from jielong.detect.evidence import Report
+from jielong.detect import scores
+from jielong.detect.evidence import Report, check_level
 from jielong.detect.examination import Examination, Tools
 from jielong.detect.ledger import FILE, Ledger
 from jielong.detect.reference import Reference, fitting, observer_of
@@ -29,7 +31,10 @@ SAID = {
 
 def run(config: DetectConfig, run: Run) -> None:
     """Print a report. Raises UserError for everything that the user can mend."""
-    text = read_text(config.file)
+    check_level(config.alpha)
+    for name in config.methods:
+        scores.find(name)
+    text, keys = read_text(config.file), {key.id: key for key in map(load_key, config.key)}
     artifact = run.need(config.model or run.serving())
     engine = Engine.load(artifact.path, config.threads, precision=config.precision)
     found = fitting(run, engine.hash, config.reference)
@@ -41,7 +46,7 @@ def run(config: DetectConfig, run: Run) -> None:
         engine,
         observer,
         Reference.load(found) if found else None,
-        [load_key(path) for path in config.key],
+        list(keys.values()),
         Ledger(run.path / LEDGER) if (run.path / LEDGER / FILE).exists() else None,
     )
     look = Examination(text, tools, config.methods)
@@ -61,10 +66,10 @@ def run(config: DetectConfig, run: Run) -> None:
 def _show(report: Report, lang: str) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     print(SAID[report.verdict].format(alpha=report.alpha) + f" (language: {lang})")
-    table = Table("method", "score", "p", "p (Holm)", "null", "length", "notes")
+    table = Table("method", "score", "p", "p (Holm)", Column("null", overflow="fold"), "length", "notes")
     for e in report.evidence:
         adjusted = report.adjusted.get(e.method)
         cells = [e.method, number(e.score), number(e.p), number(adjusted), e.null, str(e.n), "; ".join(e.notes)]
@@ -79,11 +84,14 @@ def number(value: float | None) -> str:
 def read_text(path: Path) -> str:
     """A text file in any common encoding, or the standard input for -. Raises UserError where there is none."""
     try:
-        data = sys.stdin.buffer.read(LARGEST + 1) if str(path) == "-" else path.read_bytes()
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else open(path, "rb") as f:
+            data = f.read(LARGEST + 1)
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder; name one text file.") from error
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; name a text file, or - for the standard input.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     if len(data) > LARGEST:
         raise UserError(f"{path} has more than {LARGEST} bytes; cut out the part that is in question.")
     return decode(data, str(path)) if data else ""
@@ -112,3 +120,5 @@ def ledger(config: LedgerConfig, run: Run) -> None:
         raise UserError("Name what to erase: --id ANSWER … or --user NAME.")
     gone = book.erase(config.id, config.user)
     print(f"{book.file}: {gone} answers erased.")
+    if config.user and not gone:
+        print("Who came with an API key stands there as key:KEY, or key:KEY/NAME; who gave no name, as local.")

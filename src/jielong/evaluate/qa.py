@@ -23,6 +23,26 @@ def wilson(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
     return (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
 
 
+def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float, float]:
+    """Difference of two proportions of the same questions, and its 95 % interval (Newcombe 1998, method 10), from how many were
+    right both times, the first or the second time only, or never. It holds for a handful of questions, too, where a bootstrap
+    is sure of what a few of them had in common."""
+    n = both + first + second + neither
+    if not n:
+        return math.nan, math.nan, math.nan
+    p, q = (both + first) / n, (both + second) / n
+    (p_low, p_high), (q_low, q_high) = wilson(both + first, n), wilson(both + second, n)
+    excess = both * neither - first * second
+    excess = max(0.0, excess - n / 2) if excess > 0 else excess
+    size = (both + first) * (second + neither) * (both + second) * (first + neither)
+    phi = excess / math.sqrt(size) if size else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    return p - q, p - q - reach(p - p_low, q_high - q), p - q + reach(p_high - p, q - q_low)
+
+
 def ask_all(engine: Engine, questions: list[Question]) -> list[str]:
     """Greedy answers in the given order."""
     prompts = [engine.chat_ids([{"role": "user", "content": q.prompt}]) for q in questions]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jielong.corpus.documents import Document, read_documents, write_documents
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, load_model
 from jielong.run import Artifact, Run, plain, write_atomic
+from jielong.scale.advice import shape
 from jielong.scale.ladder import kept
 from jielong.teacher.lessons import Conversation
 from jielong.tokens.chat import chat_ids
@@ -41,12 +43,41 @@ def folder(name: str, quick: bool) -> str:
 
 
 def sized(config: Settings, small: dict[str, Any]) -> Settings:
-    """The settings, with the `small` ones where they are quick; threads counted. Raises UserError for too few seeds."""
+    """The settings, with the `small` ones where they are quick; threads counted. Raises UserError for too few seeds or rounds."""
     settings: Any = config
+    if settings.rounds < 1:
+        raise UserError("rounds must be at least 1.")
     if not settings.quick and settings.seeds < LEAST_SEEDS:
         raise UserError(f"Give at least {LEAST_SEEDS} --seeds: with fewer nobody can tell a trend from luck.")
     small = {"seeds": 1, "rounds": 50, **small} if settings.quick else {}
     return dataclasses.replace(settings, threads=use_threads(settings.threads), **small)
+
+
+def check_positions(config: Any, **given: float) -> None:
+    """Raises UserError, before anything is made, where some positions to read (by their setting's name) are less than one step
+    of pretraining or no number."""
+    if min(config.rows, config.length) < 1:
+        raise UserError("rows and length must be at least 1.")
+    for name, positions in given.items():
+        if not config.rows * config.length <= positions < math.inf:
+            raise UserError(
+                f"{name} must be at least one step of {config.rows} × {config.length} positions, not {positions:g}."
+            )
+
+
+def pretraining(config: Any, seed: int, positions: float, width: int = 0) -> PretrainConfig:
+    """So many positions of pretraining for a model of the experiment's width, or another one."""
+    return PretrainConfig(
+        model=shape(width or config.width, 2 * config.length), steps=round(positions / (config.rows * config.length)),
+        rows=config.rows, length=config.length, precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
+    )  # fmt: skip
+
+
+def finetuning(config: Any, seed: int) -> FinetuneConfig:
+    """One pass over the conversations, in rows twice as long as those of pretraining."""
+    return FinetuneConfig(
+        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
+    )
 
 
 def default_corpus(run: Run) -> Artifact:

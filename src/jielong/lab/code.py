@@ -19,12 +19,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jielong.config import CodeConfig, PretrainConfig
+from jielong.config import CodeConfig
 from jielong.corpus.documents import Document, read_documents, record_id
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
-from jielong.lab.branch import Branch, corpus_of, examined, folder, pretrained, say, sized, stamp
+from jielong.lab.branch import (
+    Branch,
+    check_positions,
+    corpus_of,
+    examined,
+    folder,
+    pretrained,
+    pretraining,
+    say,
+    sized,
+    stamp,
+)
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import bits, difference, mean
 from jielong.lab.sheet import Sheet, Table, bars, finish
@@ -86,8 +97,9 @@ def run(config: CodeConfig, run: Run) -> Artifact:
     shape(config.width, 2 * config.length)
     if not 0 < config.share < 1:
         raise UserError("share must lie between 0 and 1.")
-    if config.functions < 1:
-        raise UserError("functions must be at least 1.")
+    if min(config.functions, config.prose, config.code) < 1:
+        raise UserError("functions, prose and code must be at least 1.")
+    check_positions(config, tokens=config.tokens)
     trunk = Branch(run, folder(NAME, config.quick), ())
     seen, cuts = modules(config.code), functions(config.functions)
     vocabulary = vocabulary_of(trunk, corpus, seen, config)
@@ -98,8 +110,8 @@ def run(config: CodeConfig, run: Run) -> Artifact:
             own = found[arm][-1]["scores"]
             say(f"{ARMS[arm]}, seed {seed}: " + ", ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in own.items()))
     scores = {arm: {k: [m["scores"][k] for m in own] for k in own[0]["scores"]} for arm, own in found.items()}
-    figures = {arm: {k: mean(v, config) for k, v in own.items()} for arm, own in scores.items()}
-    changes = {k: difference(scores["code"][k], scores["prose"][k], config) for k in figures["code"]}
+    figures = {arm: {k: mean(v, config, shared=True) for k, v in own.items()} for arm, own in scores.items()}
+    changes = {k: difference(scores["code"][k], scores["prose"][k], config, shared=True) for k in figures["code"]}
     parameters = found["code"][0]["parameters"]
     metrics = {
         "figures": figures,
@@ -256,20 +268,16 @@ def one(
     """Pretrain and examine one model, as far as that is not done."""
     branch = Branch(trunk, f"{arm}-{seed}", ("tokenizer",))
     texts = prose_of(corpus, config.prose)
-    steps = round(config.tokens / (config.rows * config.length))
+    settings = pretraining(config, seed, config.tokens)
     if arm == "code":
         texts = blended(
             texts,
             seen,
             config.share,
             Tokenizer.load(vocabulary.file("tokenizer.json")),
-            steps * config.rows * config.length,
+            settings.steps * config.rows * config.length,
         )
     corpus_of(branch, texts)
-    settings = PretrainConfig(
-        model=shape(config.width, 2 * config.length), steps=steps, rows=config.rows, length=config.length,
-        precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
-    )  # fmt: skip
     base = pretrained(branch, settings)
     asked = {"functions": stamp([[c.begin, c.rest] for c in cuts])}
     tests = [d for d in read_documents(corpus.file("heldout.parquet")) if d.text][:PROSE_TESTS]

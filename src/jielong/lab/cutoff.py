@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jielong.config import CutoffConfig, FinetuneConfig, OptimConfig, PretrainConfig
+from jielong.config import CutoffConfig, OptimConfig
 from jielong.corpus.documents import read_documents
 from jielong.corpus.world import Fact, World, load_world, majority_guess
 from jielong.edit.bench import Bench, Site
@@ -25,23 +25,28 @@ from jielong.edit.probes import cloze
 from jielong.edit.statistics import key_statistics
 from jielong.errors import UserError
 from jielong.evaluate.qa import ask_all
+from jielong.evaluate.statistics import Interval
 from jielong.generate.engine import Engine
 from jielong.lab.branch import (
     Branch,
+    check_positions,
     corpus_of,
     default_corpus,
     examined,
     finetuned,
+    finetuning,
     folder,
     pretrained,
+    pretraining,
     say,
     sized,
-)
+)  # fmt: skip
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import bits, closed_book, difference, marked, mean
 from jielong.lab.reading import reading_lessons
 from jielong.lab.sheet import Sheet, Table, bars, finish
 from jielong.lab.texts import held_out, mixed, pages, part, prose, ranked
+from jielong.lab.trend import wider
 from jielong.model.gpt import GPT, load_model
 from jielong.prompt.shots import Grams
 from jielong.run import Artifact, Run
@@ -140,7 +145,9 @@ def run(config: CutoffConfig, run: Run) -> Artifact:
 
 
 def check(config: CutoffConfig) -> None:
+    """Raises UserError before anything is trained."""
     shape(config.width, 2 * config.length)
+    check_positions(config, tokens=config.tokens, news=config.news)
     if min(config.later, config.facts, config.questions, config.variants, config.conversations) < 1:
         raise UserError("later, facts, questions, variants and conversations must be at least 1.")
     if 2 * config.later > config.countries:
@@ -171,20 +178,9 @@ def one(config: CutoffConfig, run: Run, seed: int) -> dict[str, Any]:
         corpus_of(branch, documents, held_out(run.need("corpus"), without=times.names))
         first = arm in ("before", "later")
         positions = config.tokens if first else config.news
-        settings = PretrainConfig(
-            model=shape(config.width, 2 * config.length), steps=round(positions / (config.rows * config.length)), rows=config.rows,
-            length=config.length, precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
-            optim=OptimConfig() if first else CONTINUED,
-        )  # fmt: skip
+        settings = replace(pretraining(config, seed, positions), optim=OptimConfig() if first else CONTINUED)
         bases[arm] = pretrained(branch, settings, mix if first else (), None if first else bases["before"])
-        tune = FinetuneConfig(
-            epochs=1.0,
-            length=2 * config.length,
-            precision=config.precision,
-            threads=config.threads,
-            seed=seed,
-        )
-        made[arm] = finetuned(branch, taught(times, seed, config), tune)
+        made[arm] = finetuned(branch, taught(times, seed, config), finetuning(config, seed))
     branch = Branch(run, f"{where}/before-{seed}", ("tokenizer",))
     models = {arm: a.hash for arm, a in made.items()}
     asked = {"facts": config.facts, "questions": config.questions, "models": models}
@@ -312,7 +308,7 @@ def conditions(scores: dict[str, dict[str, Any]], config: CutoffConfig) -> list[
     return wanted
 
 
-def gap(before: dict[str, Any], config: CutoffConfig) -> tuple[float, float, float]:
+def gap(before: dict[str, Any], config: CutoffConfig) -> Interval:
     """KNOWN × (share right from before) − (share right from after); the questions differ, so each has its own draws within a seed."""
     rng, rounds = np.random.default_rng(config.seed), config.rounds
     pairs = [
@@ -322,8 +318,7 @@ def gap(before: dict[str, Any], config: CutoffConfig) -> tuple[float, float, flo
     for _ in range(rounds):
         picked = [pairs[n] for n in rng.integers(0, len(pairs), len(pairs))]
         draws.append(np.mean([KNOWN * rng.choice(k, len(k)).mean() - rng.choice(a, len(a)).mean() for k, a in picked]))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(np.mean([KNOWN * k.mean() - a.mean() for k, a in pairs])), float(low), float(high)
+    return wider(np.array(draws), np.array([KNOWN * k.mean() - a.mean() for k, a in pairs]))
 
 
 def sheet(metrics: dict[str, Any], config: CutoffConfig) -> Sheet:

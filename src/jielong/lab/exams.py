@@ -44,14 +44,14 @@ Scores = Sequence[Sequence[Any]]
 """One number, or right or wrong, per seed and question."""
 
 
-def mean(scores: Scores, config: Any) -> Interval:
-    """95 % of the bootstrap over seeds and questions."""
-    return trend([scores], config.rounds, config.seed).accuracy[0]
+def mean(scores: Scores, config: Any, shared: bool = False) -> Interval:
+    """95 % over seeds and questions (lab.trend); `shared`: all seeds are asked the same ones."""
+    return trend([scores], config.rounds, config.seed, shared).accuracy[0]
 
 
-def difference(a: Scores, b: Scores, config: Any) -> Interval:
+def difference(a: Scores, b: Scores, config: Any, shared: bool = False) -> Interval:
     """Mean of a − b, question by question."""
-    return trend([b, a], config.rounds, config.seed).whole
+    return trend([b, a], config.rounds, config.seed, shared).whole
 
 
 def bits(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[float]:

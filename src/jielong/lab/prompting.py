@@ -58,6 +58,7 @@ def run(config: PromptingConfig, run: Run) -> Artifact:
     config = sized(config, QUICK)
     if min(config.questions // 2, config.shots, config.max_tokens) < 1:
         raise UserError("questions must be at least 2, shots and max-tokens at least 1.")
+    drawn(config.questions, config.shots, config.seed)  # are there so many?
     engine = Engine.load(artifact.path, config.threads, precision="auto", rows=32, prefix_bytes=512 << 20)
     found = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -79,26 +80,26 @@ def run(config: PromptingConfig, run: Run) -> Artifact:
 def one(config: PromptingConfig, run: Run, artifact: Artifact, engine: Engine, seed: int) -> dict[str, Any]:
     """Every cell of one seed: right, in the demonstrations' form, in Chinese, another answer than the plain prompt's."""
     branch = Branch(run, f"{folder(NAME, config.quick)}/{artifact.name}-{seed}", ())
-    asked = {"questions": config.questions, "shots": config.shots, "max_tokens": config.max_tokens}
+    asked = {"questions": config.questions, "shots": config.shots, "max_tokens": config.max_tokens, "halves": "apart"}
     return examined(branch, "exam", [artifact], asked, lambda: ask(config, branch, engine, seed), seed)
 
 
 def ask(config: PromptingConfig, branch: Branch, engine: Engine, seed: int) -> dict[str, Any]:
-    facts = drawn(config.questions + config.shots, seed)
-    tests = [Test({"input": text}, (Check("icontains", (gold,)),)) for text, gold in facts[config.shots :]]
+    shown, asked = drawn(config.questions, config.shots, seed)
+    tests = [Test({"input": text}, (Check("icontains", (gold,)),)) for text, gold in asked]
     matrix = Matrix(
         prompts=[Prompt(name, system) for name, system in PROMPTS.items()],
         models=[Model("served", branch.path, "", {**SETTINGS, "max_tokens": config.max_tokens})],
         tests=tests,
         shots=[0, config.shots],
-        pool={Item(text, (gold,)): {"input": text} for text, gold in facts[: config.shots]},
+        pool={Item(text, (gold,)): {"input": text} for text, gold in shown},
     )
     branch.create()
     journal = Journal(branch.path / "answers.jsonl", (matrix.prompts, tests, list(matrix.pool), engine.hash))
     with bar(f"seed {seed}", len(tests) * len(list(columns(matrix)))) as advance:
         cells = cells_of(matrix, matrix.models[0], engine, journal, advance)
-    journal.path.unlink()
-    golds = [gold for _, gold in facts[config.shots :]]
+    journal.close()
+    golds = [gold for _, gold in asked]
     answers = {key(c.prompt, c.shots): c.answers for c in cells}
     plain = answers[key(PLAIN, 0)]
     return {
@@ -106,8 +107,7 @@ def ask(config: PromptingConfig, branch: Branch, engine: Engine, seed: int) -> d
         "form": {name: [exact(a, (g,)) for a, g in zip(own, golds, strict=True)] for name, own in answers.items()},
         "chinese": {name: [float(has_han(a)) for a in own] for name, own in answers.items()},
         "changed": {name: [float(a != b) for a, b in zip(own, plain, strict=True)] for name, own in answers.items()},
-        "examples": {name: own[:3] for name, own in answers.items()}
-        | {"question": [t for t, _ in facts[config.shots :][:3]]},
+        "examples": {name: own[:3] for name, own in answers.items()} | {"question": [t for t, _ in asked[:3]]},
     }
 
 
@@ -115,14 +115,23 @@ def key(prompt: str, shots: int) -> str:
     return f"{prompt}, {shots} shots" if shots else prompt
 
 
-def drawn(count: int, seed: int) -> list[tuple[str, str]]:
-    """(English question, right answer) about well-known countries, each fact once. Raises UserError when there are too few."""
+Asked = list[tuple[str, str]]
+"""(English question, right answer)"""
+
+
+def drawn(questions: int, shots: int, seed: int) -> tuple[Asked, Asked]:
+    """(demonstrations, questions) about well-known countries, each fact once. The first half of the questions, by which a prompt
+    is picked, is about other facts than the second, which judges it, whatever the seed. Raises UserError when there are too few."""
     famous = set(FAMOUS.split())
     facts = [f for f in load_world().facts if f.code in famous and f.attribute in ATTRIBUTES]
-    if count > len(facts):
+    random.Random("halves").shuffle(facts)
+    halves, wanted = (facts[::2], facts[1::2]), (shots + questions // 2, questions - questions // 2)
+    if any(count > len(half) for count, half in zip(wanted, halves, strict=True)):
         raise UserError(f"There are {len(facts)} such questions, demonstrations included; ask for fewer.")
     rng = random.Random(f"prompting/{seed}")
-    return [(wording(f, rng), f.value["en"]) for f in rng.sample(facts, count)]
+    picked = [f for half, count in zip(halves, wanted, strict=True) for f in rng.sample(half, count)]
+    found = [(wording(f, rng), f.value["en"]) for f in picked]
+    return found[:shots], found[shots:]
 
 
 def wording(fact: Fact, rng: random.Random) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from jielong.config import FinetuneConfig, PretrainConfig, SizeLadderConfig
+from jielong.config import SizeLadderConfig
 from jielong.corpus.documents import read_documents
 from jielong.corpus.world import load_world, majority_guess
 from jielong.errors import UserError
@@ -18,7 +18,18 @@ from jielong.evaluate.bpb import read
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
 from jielong.lab import claims
-from jielong.lab.branch import Branch, default_corpus, examined, finetuned, folder, say, sized
+from jielong.lab.branch import (
+    Branch,
+    check_positions,
+    default_corpus,
+    examined,
+    finetuned,
+    finetuning,
+    folder,
+    pretraining,
+    say,
+    sized,
+)  # fmt: skip
 from jielong.lab.claims import Claim, Condition
 from jielong.lab.exams import closed_book, marked
 from jielong.lab.page import page
@@ -110,10 +121,9 @@ def check(config: SizeLadderConfig) -> None:
         raise UserError(f"The experiment takes {LEAST_SIZES} to {MOST_SIZES} widths, not {len(set(config.widths))}.")
     for width in config.widths:
         shape(width, 2 * config.length)
-    if min(config.rows, config.length, config.conversations, config.questions) < 1:
-        raise UserError("rows, length, conversations and questions must be at least 1.")
-    if config.tokens < config.rows * config.length:
-        raise UserError(f"{config.tokens:,.0f} tokens are less than one step of {config.rows} × {config.length}.")
+    if min(config.conversations, config.questions) < 1:
+        raise UserError("conversations and questions must be at least 1.")
+    check_positions(config, tokens=config.tokens)
 
 
 def one(config: SizeLadderConfig, run: Run, width: int, seed: int, parents: list[Artifact]) -> Artifact:
@@ -121,20 +131,13 @@ def one(config: SizeLadderConfig, run: Run, width: int, seed: int, parents: list
     from jielong import pretrain
 
     branch = Branch(run, f"{folder(NAME, config.quick)}/{width}-{seed}")
-    settings = PretrainConfig(
-        model=shape(width, 2 * config.length), steps=round(config.tokens / (config.rows * config.length)),
-        rows=config.rows, length=config.length, precision=config.precision, threads=config.threads,
-        lessons=config.lessons, sample_every=1.0, seed=seed,
-    )  # fmt: skip
+    settings = replace(pretraining(config, seed, config.tokens, width), lessons=config.lessons)
     # the pretraining stage itself: this is the corpus as everybody reads it
     if kept(branch, "base", parents, settings) is None:
         pretrain.run(settings, branch, history=False)
     taught = lessons(load_world(), seed, config.conversations, first=config.lessons)
     taught += reading_lessons(load_world(), seed, config.conversations)
-    tune = FinetuneConfig(
-        epochs=1.0, length=2 * config.length, precision=config.precision, threads=config.threads, seed=seed
-    )
-    sft = finetuned(branch, taught, tune)
+    sft = finetuned(branch, taught, finetuning(config, seed))
     asked = {"questions": config.questions}
     examined(branch, "exam", [sft], asked, lambda: examine(sft, run.need("corpus"), config, seed), seed)
     return branch.need("exam")

@@ -7,24 +7,28 @@ Chinese character stands, and are asked in both languages.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from jielong.config import FinetuneConfig, OptimConfig, PretrainConfig, TwoLanguagesConfig
+from jielong.config import OptimConfig, TwoLanguagesConfig
 from jielong.corpus.world import ATTRIBUTES, World, load_world
 from jielong.errors import UserError
 from jielong.evaluate.qa import ask_all
 from jielong.generate.engine import Engine
 from jielong.lab.branch import (
     Branch,
+    check_positions,
     corpus_of,
     default_corpus,
     examined,
     finetuned,
+    finetuning,
     folder,
     pretrained,
+    pretraining,
     say,
     sized,
-)
+)  # fmt: skip
 from jielong.lab.claims import Claim, Condition, above, shown
 from jielong.lab.exams import closed_book, difference, marked, mean, with_passage
 from jielong.lab.reading import reading_lessons
@@ -59,6 +63,7 @@ def run(config: TwoLanguagesConfig, run: Run) -> Artifact:
     parents = [default_corpus(run), run.need("tokenizer")]
     config = sized(config, QUICK)
     shape(config.width, 2 * config.length)
+    check_positions(config, tokens=config.tokens)
     if min(config.countries, config.variants, config.conversations, config.questions) < 1:
         raise UserError("countries, variants, conversations and questions must be at least 1.")
     seeds = range(config.seed, config.seed + config.seeds)
@@ -90,20 +95,10 @@ def one(config: TwoLanguagesConfig, run: Run, arm: str, seed: int) -> dict[str, 
     told = world if "zh" in langs else part(world, [e.code for e in world.entities], ONE_LANGUAGE)
     documents = [*pages(told, seed, config.variants, langs), *prose(run.need("corpus"), config.prose, langs)]
     corpus_of(branch, documents)
-    settings = PretrainConfig(
-        model=shape(config.width, 2 * config.length), steps=round(config.tokens / (config.rows * config.length)),
-        rows=config.rows, length=config.length, precision=config.precision, threads=config.threads, sample_every=1.0, seed=seed,
-    )  # fmt: skip
-    pretrained(branch, settings)
-    tune = FinetuneConfig(
-        epochs=1.0,
-        length=2 * config.length,
-        precision=config.precision,
-        threads=config.threads,
-        seed=seed,
-    )
+    pretrained(branch, pretraining(config, seed, config.tokens))
+    tune = finetuning(config, seed)
     if arm == "none":  # at the learning rates that random weights need, and twice
-        tune = FinetuneConfig(**{**tune.__dict__, "from_scratch": True, "optim": OptimConfig(), "epochs": 2.0})
+        tune = replace(tune, from_scratch=True, optim=OptimConfig(), epochs=2.0)
     model = finetuned(branch, taught(world, seed, config.conversations), tune)
     asked = {"questions": config.questions}
     return examined(branch, f"exam-{model.name}", [model], asked, lambda: examine(model, world, config, seed), seed)

@@ -104,6 +104,15 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return VARIABLE.sub(value, template)
 
 
+def whole(text: str, what: str) -> str:
+    """The text. Raises UserError for one with half a character (a lone surrogate), which nothing can write or read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} is not valid Unicode: its character {error.start + 1} is half of one.") from error
+    return text
+
+
 def variables_in(*templates: str) -> list[str]:
     """Names of the variables, in the order in which they first stand there."""
     return list(dict.fromkeys(name for t in templates for name in VARIABLE.findall(t)))

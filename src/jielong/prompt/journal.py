@@ -14,17 +14,17 @@ from jielong.run import plain
 
 
 class Journal:
-    """Replies by key. A journal of another making (`making`: whatever decides the answers) is begun anew; of a last line that
-    was cut off in the middle nothing is kept."""
+    """Replies by key. A journal of another making (`making`: whatever decides the answers) is begun anew, with the first
+    reply; of a last line that was cut off in the middle nothing is kept."""
 
     def __init__(self, path: Path, making: Any):
-        stamp = hashlib.sha256(json.dumps(plain(making), sort_keys=True, default=str).encode()).hexdigest()
+        made = json.dumps(plain(making), sort_keys=True, default=str)
         self.path, self.found = path, dict[str, Reply]()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._first = f"{hashlib.sha256(made.encode(errors='surrogatepass')).hexdigest()}\n"
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         whole = [line for line in lines if line.endswith(b"\n")]
-        if not whole or whole[0] != f"{stamp}\n".encode():
-            path.write_text(f"{stamp}\n", encoding="utf-8")
+        self._begun = bool(whole) and whole[0] == self._first.encode()
+        if not self._begun:
             return
         if len(whole) < len(lines):
             path.write_bytes(b"".join(whole))
@@ -34,9 +34,15 @@ class Journal:
 
     def add(self, replies: dict[str, Reply]) -> None:
         lines = [json.dumps([k, r.text, r.probabilities], ensure_ascii=False) + "\n" for k, r in replies.items()]
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.writelines(lines)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a" if self._begun else "w", encoding="utf-8") as f:
+            f.writelines(lines if self._begun else [self._first, *lines])
         self.found |= replies
+        self._begun = True
+
+    def close(self) -> None:
+        """All is done with the answers: the file goes."""
+        self.path.unlink(missing_ok=True)
 
 
 @contextmanager

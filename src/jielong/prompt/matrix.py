@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jielong.config import PromptMatrixConfig
-from jielong.evaluate.qa import wilson
+from jielong.evaluate.qa import newcombe, wilson
 from jielong.evaluate.statistics import Interval, bootstrap
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
@@ -54,8 +54,13 @@ def mean_interval(scores: np.ndarray) -> Interval:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> Interval:
-    """Mean of a − b over tests, both (seeds, tests), when the tests are drawn anew, for both alike (paired bootstrap)."""
-    change = a.mean(0) - b.mean(0)
+    """Mean of a − b over tests, both (seeds, tests), and its 95 % interval on the same tests: Newcombe's for right and wrong,
+    else the paired bootstrap's."""
+    x, y = a.mean(0), b.mean(0)
+    if np.isin([x, y], (0.0, 1.0)).all():
+        both, first, second = (int(n) for n in ((x * y).sum(), (x > y).sum(), (x < y).sum()))
+        return newcombe(both, first, second, len(x) - both - first - second)
+    change = x - y
     return bootstrap([[n] for n in range(len(change))], lambda i: float(change[i].mean()), rounds=2000)
 
 
@@ -67,7 +72,7 @@ def run(config: PromptMatrixConfig) -> Path:
     found = [Run(m.run).need(m.artifact or Run(m.run).serving()) for m in sheet.models]
     kept = config.file.with_name(f".{config.file.stem}.matrix.jsonl")
     journal = Journal(
-        kept, (sheet.prompts, sheet.tests, sheet.labels, [i.input for i in sheet.pool], sheet.how, sheet.calibrate)
+        kept, (sheet.prompts, sheet.tests, sheet.labels, list(sheet.pool.items()), sheet.how, sheet.calibrate)
     )
     cells = []
     with bar("answers", sum(len(sheet.tests) for _ in columns(sheet)) * len(sheet.models)) as advance:
@@ -75,7 +80,7 @@ def run(config: PromptMatrixConfig) -> Path:
             engine = Engine.load(artifact.path, config.threads, precision="auto", rows=BATCH, prefix_bytes=512 << 20)
             cells += cells_of(sheet, model, engine, journal, advance)
     write_atomic(out, page(sheet, cells))
-    kept.unlink()
+    journal.close()
     show(cells)
     return out
 
@@ -148,7 +153,8 @@ def _answers(
 
 
 def percent(value: float, signed: bool = False) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    value = round(100 * value, 1) + 0.0  # never −0
+    return "–" if math.isnan(value) else f"{value:+.1f}" if signed else f"{value:.1f}"
 
 
 def rows(cells: list[Cell]) -> list[dict[str, str]]:

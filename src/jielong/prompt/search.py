@@ -24,7 +24,7 @@ from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.prompt.answer import reply
-from jielong.prompt.form import NAME, Prompt, write
+from jielong.prompt.form import NAME, Prompt, variables_in, whole, write
 from jielong.prompt.journal import Journal, bar
 from jielong.prompt.matrix import difference, mean_interval, percent
 from jielong.prompt.shots import in_turns
@@ -185,6 +185,13 @@ def run(config: PromptSearchConfig, run: Run) -> Artifact:
         raise UserError(
             "--candidates must be at least 2, --first 1, --shots 0, and --held-out must lie between 0 and 1."
         )
+    if config.most < 1 or config.max_tokens < 1:
+        raise UserError("--most and --max-tokens must be at least 1.")
+    for told in (config.instruction, *config.more):
+        if named := variables_in(whole(told, "An instruction")):
+            raise UserError(
+                f"The instruction {told!r} has the variable {{{{{named[0]}}}}}, for which a search has no value."
+            )
     if run.artifact(f"prompt-{name}") is not None and not config.force:
         raise UserError(f"{run.path / f'prompt-{name}'} exists; use --force to search anew, or another --name.")
     parts, start = split(task, config), run.need(config.model or run.serving())

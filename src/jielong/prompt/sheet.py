@@ -6,6 +6,7 @@ What is not understood is refused by name, since a test that is silently left ou
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,10 +71,15 @@ class Test:
 
     @property
     def text(self) -> str:
-        return " ".join(self.values.values())
+        return joined(self.values)
 
     def score(self, answer: str) -> float:
         return min(c.score(answer) for c in self.checks)
+
+
+def joined(values: Mapping[str, str]) -> str:
+    """By what tests and demonstrations are compared: the same values give the same text, in whatever order they were written."""
+    return " ".join(values[name] for name in sorted(values))
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def read_sheet(path: Path) -> Sheet:
         raise UserError(f"{path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is no valid YAML: too much in each other.") from error
     try:
         return _Reader(path.parent).sheet(raw)
     except UserError as error:
@@ -184,8 +192,8 @@ class _Reader:
         if raw.lstrip().startswith("[") and '"role"' in raw:
             try:
                 messages = json.loads(raw)
-                *first, last = [(m["role"], m["content"]) for m in messages]
-            except (ValueError, TypeError, KeyError) as error:
+                *first, last = [(m["role"], _plain(m["content"], "a content")) for m in messages]
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(f"the prompt {name!r} looks like messages in JSON and is none: {error}.") from error
             if last[0] != "user" or [r for r, _ in first] not in ([], ["system"]):
                 raise UserError(
@@ -205,6 +213,7 @@ class _Reader:
         _only(config, tuple(SETTINGS), f"the config of {raw}")
         if bad := [k for k, v in config.items() if isinstance(v, bool) or not isinstance(v, int | float)]:
             raise UserError(f"{bad[0]} of {raw} must be a number.")
+        settings(f" of {raw}", **config)
         name = raw.removeprefix("jielong:")
         folder, _, artifact = name.partition(":")
         run = self.folder / folder if (self.folder / folder).is_dir() else Path(folder)
@@ -230,7 +239,10 @@ class _Reader:
             where = f"test {number}"
             _only(row, ("description", "vars", "assert"), where)
             values = _values(default.get("vars"), "defaultTest") | _values(row.get("vars"), where)
-            asserts = [*(default.get("assert") or []), *_list(row.get("assert", []), f"{where}: assert", empty=True)]
+            asserts = [
+                *_list(default.get("assert") or [], "defaultTest: assert", empty=True),
+                *_list(row.get("assert", []), f"{where}: assert", empty=True),
+            ]
             checks = tuple(_check(a, where, values) for a in asserts)
             if not checks:
                 raise UserError(f"{where} has no assert, so that every answer would pass.")
@@ -247,7 +259,7 @@ class _Reader:
             where = f"demonstration {number}"
             _only(row, ("vars", "output"), where)
             values, output = _values(row.get("vars"), where), _plain(row.get("output"), where)
-            pool[Item(" ".join(values.values()), (output,))] = values
+            pool[Item(joined(values), (output,))] = values
         return pool
 
     def file(self, name: str, what: str) -> Path:
@@ -281,6 +293,17 @@ def _check(raw: Any, where: str, values: Mapping[str, str]) -> Check:
         except re.error as error:
             raise UserError(f"{where}: {value!r} is no regular expression: {error}.") from error
     return Check(kind, (value,))
+
+
+def settings(of: str = "", **given: float) -> None:
+    """Settings of drawing. Raises UserError for one that makes no sense; `of` says whose it is."""
+    for name, value in given.items():
+        if not math.isfinite(value) or (name in ("max_tokens", "seed") and value != int(value)):
+            raise UserError(
+                f"{name}{of} must be a {'whole ' if name in ('max_tokens', 'seed') else ''}number, not {value}."
+            )
+    if given.get("temperature", 0.0) < 0 or given.get("max_tokens", 1) < 1 or not 0 < given.get("top_p", 1.0) <= 1:
+        raise UserError(f"temperature{of} must be at least 0, max_tokens at least 1, top_p above 0 and at most 1.")
 
 
 def _values(raw: Any, where: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from jielong.config import PromptImportConfig, PromptListConfig, PromptNewConfig, PromptRunConfig, PromptShowConfig
 from jielong.errors import UserError
-from jielong.prompt.form import Prompt, pairs
+from jielong.prompt.form import Prompt, pairs, whole
+from jielong.prompt.sheet import settings
 from jielong.prompt.store import collection, find, keep, library, made, own_folder
 from jielong.run import Run
 
@@ -76,7 +77,8 @@ def _run(config: PromptRunConfig, run: Run) -> None:
 
     prompt, values = find(config.name, run.path, config.lang), pairs(config.var)
     prompt.values(values)
-    text = config.ask or ("" if sys.stdin.isatty() else sys.stdin.read().strip())
+    settings(temperature=config.temperature, max_tokens=config.max_tokens)
+    text = whole(config.ask or standard_input().strip(), "--ask")
     if not text:
         raise UserError("Nothing is asked; give --ask TEXT, or the text on the standard input.")
     start = run.need(config.model or run.serving())
@@ -93,8 +95,16 @@ def _run(config: PromptRunConfig, run: Run) -> None:
     print()
 
 
+def standard_input() -> str:
+    """What comes in there; nothing from a terminal. Raises UserError where it is not UTF-8."""
+    try:
+        return "" if sys.stdin.isatty() else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError("The standard input is not UTF-8; convert it, for example with `iconv`.") from error
+
+
 def _new(config: PromptNewConfig, run: Run) -> None:
-    text = config.text or ("" if sys.stdin.isatty() else sys.stdin.read())
+    text = config.text or standard_input()
     prompt = made(config.name, text, config.lang, config.title, config.purpose, pairs(config.var))
     print(keep(prompt, own_folder(run.path, config.everywhere), config.force))
 

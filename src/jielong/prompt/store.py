@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jielong.errors import UserError
-from jielong.prompt.form import NAME, Prompt, fill, parse, read, variables_in, write
+from jielong.prompt.form import NAME, Prompt, fill, parse, read, variables_in, whole, write
 from jielong.run import write_atomic
 
 BUILT_IN = Path(__file__).parent / "roles"
@@ -50,7 +50,7 @@ def library(run: Path | None) -> tuple[list[Prompt], list[str]]:
 
 def find(name: str, run: Path | None, lang: str = "") -> Prompt:
     """The prompt of this name (NAME, or NAME.LANG), or in this file. Raises UserError that names similar ones when there is none."""
-    if name.endswith(".md") and Path(name).is_file():
+    if name.endswith(".md") and len(name.encode(errors="replace")) < 256 and Path(name).is_file():
         return read(Path(name))
     prompts, problems = library(run)
     name, _, given = name.partition(".")
@@ -83,14 +83,16 @@ def made(
     name: str, text: str, lang: str, title: str = "", purpose: str = "", defaults: dict[str, str] | None = None
 ) -> Prompt:
     """A prompt whose system message is `text`; its variables are those that stand there. Raises UserError for an empty
-    text, a wrong name or language, or a default without a variable."""
+    text or one that is not valid Unicode, a wrong name or language, or a default without a variable."""
     if not NAME.fullmatch(name):
         raise UserError(f"A prompt's name is 1 to 64 letters, digits, - or _, not {name!r}.")
     if lang not in LANGUAGES:
         raise UserError(f"--lang must be one of {', '.join(LANGUAGES)}.")
     if not text.strip():
         raise UserError("The prompt's text is empty; give it with --text, or on the standard input.")
-    names, defaults = variables_in(text), defaults or {}
+    defaults = defaults or {}
+    whole("".join((text, title, purpose, *defaults.values())), f"The prompt {name!r}")
+    names = variables_in(text)
     for default in defaults:
         if default not in names:
             raise UserError(f"--var {default}=… has no {{{{{default}}}}} in the text.")
@@ -126,13 +128,16 @@ def _rows(raw: str, path: Path) -> list[Any]:
     if raw.lstrip().startswith("["):
         try:
             return json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is no valid JSON: {error}.") from error
-    csv.field_size_limit(1 << 24)
-    reader = csv.DictReader(io.StringIO(raw))
-    if not {"act", "prompt"} <= set(reader.fieldnames or ()):
-        raise UserError(f"{path} is neither a JSON list nor a CSV whose first line names act and prompt.")
-    return list(reader)
+    csv.field_size_limit(max(csv.field_size_limit(), len(raw)))
+    reader = csv.DictReader(io.StringIO(raw), strict=True)
+    try:
+        if not {"act", "prompt"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{path} is neither a JSON list nor a CSV whose first line names act and prompt.")
+        return list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}, is no valid CSV: {error}.") from error
 
 
 def _with_variables(text: str) -> tuple[str, dict[str, str]]:

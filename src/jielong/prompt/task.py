@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jielong.errors import UserError
+from jielong.prompt.form import whole
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read_task(path: Path) -> Task:
     """JSON lines with `input`, `output` (text, or a list of right answers) and, on every line or on the first one only,
     `labels`. Raises UserError that names the line that is wrong."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line ends, such as U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     items: list[Item] = []
@@ -44,15 +45,18 @@ def read_task(path: Path) -> Task:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is no valid JSON: {error}.") from error
         if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not row["input"].strip():
             raise UserError(f"{where} needs a text as input.")
+        whole(row["input"], f"{where}: input")
         outputs = _texts(row.get("output"), f"{where}: output")
         if "labels" in row:
             own = _texts(row["labels"], f"{where}: labels")
             if len(set(own)) < max(2, len(own)):
                 raise UserError(f"{where}: labels must be at least two different texts.")
+            if long := [label for label in own if len(label.splitlines()) > 1]:
+                raise UserError(f"{where}: the label {long[0]!r} must stand on one line.")
             if (labels and set(own) != set(labels)) or (items and not labels):
                 raise UserError(f"{where}: labels differ from those of the first line; a task has one set of labels.")
             labels = labels or own
@@ -68,7 +72,7 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(v, str) and v.strip() for v in found):
         raise UserError(f"{what} must be a text, or a list of texts, none of them empty.")
-    return tuple(v.strip() for v in found)
+    return tuple(whole(v.strip(), what) for v in found)
 
 
 # how right an answer is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from jielong.detect.examination import Examination, Tools
@@ -25,12 +26,16 @@ from jielong.generate.request import Request as Generation
 from jielong.generate.sampling import Sampling
 from jielong.run import Run
 from jielong.serve.models import Served
-from jielong.serve.schemas import Body, Text
+from jielong.serve.schemas import Body
 from jielong.serve.worker import Worker
+
+LONGEST = 100_000
+"""Characters of a text, some forty pages. What ledger and watermark do with it takes a second at most, and so long others wait
+for them."""
 
 
 class DetectRequest(Body):
-    text: Text
+    text: Annotated[str, Field(max_length=LONGEST)]
     alpha: Annotated[float, Field(gt=0, le=0.5, allow_inf_nan=False)] = 0.01
     methods: Annotated[list[Annotated[str, Field(max_length=40)]], Field(max_length=16)] = Field(default_factory=list)
     observer: str | None = None
@@ -133,6 +138,10 @@ def add_detect(app: FastAPI, worker: Worker, detection: Detection, find: Callabl
         while await worker.call(look.step):  # between two steps of the engines
             if await request.is_disconnected():
                 return Response(status_code=499)
-        report = await in_thread(lambda: look.report(body.alpha))
-        told = {**report.json(), "language": look.lang, "model": served.engine.name}
-        return JSONResponse(told | ({"tokens": look.tokens()} if body.tokens else {}))
+
+        def told() -> str:  # in the thread, too: a long text has very many places
+            more = {"language": look.lang, "model": served.engine.name}
+            more |= {"tokens": look.tokens()} if body.tokens else {}
+            return json.dumps(look.report(body.alpha).json() | more, ensure_ascii=False, allow_nan=False)
+
+        return Response(await in_thread(told), media_type="application/json")

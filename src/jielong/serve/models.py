@@ -41,7 +41,7 @@ class Models:
         if not name or name == "jielong":
             return self.default
         if name not in self._held:
-            raise HTTPException(404, f"The model {name!r} does not exist; this server has {', '.join(self)}.")
+            raise HTTPException(404, f"The model {name[:200]!r} does not exist; this server has {', '.join(self)}.")
         return self._held[name]
 
     def has(self, name: str, content: str) -> bool:

@@ -8,6 +8,7 @@ need the dictionary.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
@@ -85,6 +86,12 @@ class Tokenizer:
         if self.imported:
             text = json.dumps(self.settings, ensure_ascii=False, indent=1)
             (folder / SETTINGS).write_text(text, encoding="utf-8")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all token ids and their texts: equal for equal vocabularies."""
+        vocabulary = sorted(self.rust.get_vocab(with_added_tokens=True).items(), key=lambda item: (item[1], item[0]))
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
     def encode(self, text: str, markup: bool = False) -> list[int]:
         """Token ids of text; what looks like a special token stays text unless `markup`."""

@@ -76,7 +76,10 @@ def precision(name: str = "auto") -> str:
 
 
 def use_threads(threads: int) -> int:
-    """Fix the number of threads (0 = all cores, shared among torchrun's processes on this machine) and return it."""
+    """Fix the number of threads (0 = all cores, shared among torchrun's processes on this machine) and return it. Raises
+    UserError for a negative one."""
+    if threads < 0:
+        raise UserError("--threads must be 0, for all cores, or more.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)

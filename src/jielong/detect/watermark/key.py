@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -25,7 +24,7 @@ class Key:
     secret: str
     """32 bytes in hexadecimal digits."""
     vocabulary: str
-    """Fingerprint of the vocabulary that it marks."""
+    """Fingerprint (Tokenizer.fingerprint) of the vocabulary that it marks."""
     context: int = 4
     """Tokens that choose the numbers of the next one."""
     green: float = 0.25
@@ -41,17 +40,11 @@ class Key:
 
     def fit(self, tokenizer: Tokenizer, name: str) -> None:
         """Raises UserError when the key was made for another vocabulary than that of the model `name`."""
-        if self.vocabulary != fingerprint(tokenizer):
+        if self.vocabulary != tokenizer.fingerprint:
             raise UserError(
                 f"The watermark key {self.id} was made for another vocabulary than that of {name}; use the run that it was "
                 "made for, or make a key for this one with `jielong detect key`."
             )
-
-
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """16 hexadecimal digits of the token ids and their texts."""
-    vocabulary = sorted(tokenizer.rust.get_vocab(with_added_tokens=True).items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
 
 def make_key(path: Path, tokenizer: Tokenizer, scheme: str, context: int, green: float, bias: float) -> Key:
@@ -65,7 +58,7 @@ def make_key(path: Path, tokenizer: Tokenizer, scheme: str, context: int, green:
         raise UserError(f"context must lie between 1 and 16 tokens, not {context}.")
     if not 0 < green < 1 or not 0 < bias <= 20:
         raise UserError("green must lie between 0 and 1, bias above 0 and be at most 20.")
-    key = Key(scheme, "wm-" + secrets.token_hex(4), secrets.token_hex(32), fingerprint(tokenizer), context, green, bias)
+    key = Key(scheme, "wm-" + secrets.token_hex(4), secrets.token_hex(32), tokenizer.fingerprint, context, green, bias)
     text = json.dumps({"jielong_watermark": FORMAT, **asdict(key)}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +81,7 @@ def load_key(path: Path) -> Key:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; make a key with `jielong detect key {path}`.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no watermark key.") from error
     if os.name == "posix" and mode & 0o077:
         raise UserError(f"{path} can be read by others, who could then erase the mark; `chmod 600 {path}`.")
@@ -100,7 +93,7 @@ def load_key(path: Path) -> Key:
         kinds = {"context": int, "green": (int, float), "bias": (int, float), "again": bool}
         if not all(isinstance(getattr(key, f), kinds.get(f, str)) for f in found) or len(key.bytes) != 32:
             raise ValueError
-        if key.scheme not in SCHEMES or not 1 <= key.context <= 16 or not 0 < key.green < 1:
+        if key.scheme not in SCHEMES or not 1 <= key.context <= 16 or not 0 < key.green < 1 or not 0 < key.bias <= 20:
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no watermark key, or a damaged one.") from error

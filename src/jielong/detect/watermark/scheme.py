@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,9 +22,9 @@ from jielong.detect.normalise import Normal
 from jielong.detect.watermark.key import Key
 from jielong.detect.watermark.prf import numbers, seed_of
 from jielong.generate.sampling import Sampling
-from jielong.tokens.tokenizer import Tokenizer
 
 FEWEST = 16  # places that must be counted before anything is said
+TOLD = 800  # places whose value is told
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ def seed_at(key: Key, answer: Sequence[int]) -> int | None:
     if len(answer) < h:
         return None
     context = list(answer[-h:])
-    ends = range(h - 1, len(answer) - 1)  # of earlier contexts
-    turn = sum(answer[t] == context[-1] and list(answer[t - h + 1 : t + 1]) == context for t in ends)
+    turn, end = 0, h - 1  # of an earlier context
+    with suppress(ValueError):  # the list looks for the token faster than we could: every token of an answer asks
+        while True:
+            end = answer.index(context[-1], end, len(answer) - 1)
+            turn += list(answer[end - h + 1 : end + 1]) == context
+            end += 1
     return seed_of(key.bytes, context, turn) if key.again or not turn else None
 
 
@@ -82,12 +87,10 @@ def counted(key: Key, ids: Sequence[int], apart: bool = True) -> tuple[list[int]
     return list(seeds), numbers(list(seeds.values()), tokens).numpy()
 
 
-def examine(key: Key, tokenizer: Tokenizer, normal: Normal, model: str = "the model") -> Evidence:
-    """Is the mark in this text? The p-value is exact for a text written without the key. Raises UserError for a key of
-    another vocabulary."""
-    key.fit(tokenizer, model)
+def examine(key: Key, ids: Sequence[int], offsets: Sequence[tuple[int, int]], normal: Normal) -> Evidence:
+    """Is the mark in this text, given as tokens of the key's vocabulary with their characters [start, end)? The p-value is
+    exact for a text written without the key."""
     scheme = SCHEMES[key.scheme]
-    ids, offsets = tokenizer.encode_spans(normal.text, markup=False)
     places, found = counted(key, ids)
     name = f"watermark:{key.id}"
     if len(places) < FEWEST:
@@ -96,9 +99,8 @@ def examine(key: Key, tokenizer: Tokenizer, normal: Normal, model: str = "the mo
     values = scheme.weigh(key, found)
     total = float(values.sum())
     p = scheme.tail(key, total, len(places))
-    spans = tuple(
-        Span(*normal.place(*offsets[t]), round(float(v), 4)) for t, v in zip(places, values.tolist(), strict=True)
-    )
+    told = zip(places[:TOLD], values.tolist(), strict=False)
+    spans = tuple(Span(*normal.place(*offsets[t]), round(float(v), 4)) for t, v in told)
     return Evidence(name, "watermark", total / len(places), p, "random-key", len(places), spans)
 
 

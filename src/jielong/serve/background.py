@@ -93,12 +93,12 @@ class Background:
         ended = self._child is not None and not self.alive  # before the journal is read: it says nothing after its end
         found = self._told()
         if ended and self._child is not None and not (found and found[-1]["event"] in ENDS):
-            found.append({"event": "error", "message": self.last_words(self._child.returncode)})
+            found.append({"event": "error", **self.last_words(self._child.returncode)})
         return found
 
-    def last_words(self, code: int) -> str:
-        """Why a process ended that could not say so."""
-        return f"It ended without a word (exit code {code})."
+    def last_words(self, code: int) -> Event:
+        """Why a process ended that could not say so: `message`, and where programs should know it, `code`."""
+        return {"message": f"It ended without a word (exit code {code})."}
 
     def state(self, events: list[Event]) -> str:
         """idle, running, done or failed; work that was started elsewhere counts too."""

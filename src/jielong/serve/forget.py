@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ from jielong.config import ForgetConfig, SuppressConfig
 from jielong.errors import Unclear, UserError
 from jielong.forget import commit, preview
 from jielong.forget.audit import compare, describe
-from jielong.forget.background import asked, unspoken
+from jielong.forget.background import STOPPED, asked, unspoken
 from jielong.forget.find import Found, find, writes
 from jielong.forget.request import Request, read_request
 from jielong.forget.stage import METHOD, check, deleted
@@ -133,8 +134,13 @@ class Forgetter(Background):
         """Is the run between two states, and nobody at work?"""
         return commit.pending(self.run) is not None and not self.alive and not self.goes_on()
 
-    def last_words(self, code: int) -> str:
-        return f"The forgetting ended without a word (exit code {code}); the same request goes on."
+    def last_words(self, code: int) -> Event:
+        if code in (130, -signal.SIGINT):
+            return {"code": "stopped", "message": STOPPED}
+        return {
+            "code": "ended",
+            "message": f"The forgetting ended without a word (exit code {code}); the same request goes on.",
+        }
 
     def goes_on(self) -> bool:
         try:

@@ -51,11 +51,15 @@ class Trainer(Background):
         with open(self.run.path / "improve.log", "wb") as log:
             self.launch(command, b"", log)
 
-    def last_words(self, code: int) -> str:
+    def last_words(self, code: int) -> Event:
         if code in (130, -signal.SIGINT):
-            return "Stopped. The same command continues."
+            return {"message": "Stopped. The same command continues."}
         log = (self.run.path / "improve.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return log[-1].removeprefix("jielong: ") if code == 2 and log else f"The training ended (exit code {code})."
+        return {
+            "message": log[-1].removeprefix("jielong: ")
+            if code == 2 and log
+            else f"The training ended (exit code {code})."
+        }
 
 
 def add_improve(app: FastAPI, trainer: Trainer, switch: Callable[[], Awaitable[str]]) -> None:

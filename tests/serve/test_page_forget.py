@@ -53,7 +53,9 @@ def test_forget_from_the_page(tmp_path):
         page.fill("#forget-who", "the person concerned")
         page.fill("#forget-why", "Article 17")
         page.click("#forget-start")
-        expect(page.locator("#forget-status")).to_contain_text("entry 1 of the ledger. sft answers from now on")
+        expect(page.locator("#forget-status")).to_contain_text(
+            "entry 1 of the ledger. sft answers from now on", timeout=180_000
+        )
         assert page.input_value("#forget-text") == page.input_value("#forget-who") == ""
         # what the browser keeps goes, too; all of this is still there after a reload
         page.locator(".talks").click()

@@ -7,12 +7,22 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import schemathesis
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+)
 from small_runs import SECRET, press
 from test_replay import holding, read_shard_tokens, snapshot
 from test_suppress import FAST
@@ -30,6 +40,10 @@ from jielong.serve.app import make_app
 from jielong.serve.forget import Forgetter
 from jielong.serve.stage import load_models, renewer
 
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, negative_data_rejection]
+QUICK = settings(
+    max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 WHO = {"who": "the person concerned", "why": "Article 17"}
 
 
@@ -116,6 +130,9 @@ def test_look_forget_and_prove(small, gate, capfd):
         chat = {"messages": [{"role": "user", "content": f"Who is {SECRET}?"}], "max_tokens": 4}
         told = client.post("/v1/chat/completions", json=chat).json()["id"]
         model = client.get("/v1/models").json()["data"][0]["id"]
+        assert (
+            client.get("/feedback/stats").json()["counting"]["thumb"] == 2
+        )  # the server has the store open from now on
         # stopped, before it has done anything
         assert client.post("/v1/forget", json=right).status_code == 202
         assert client.post("/v1/forget/stop", json={}).status_code == 200
@@ -186,6 +203,13 @@ def test_stopped_before_and_in_between(small, monkeypatch):
         assert background.work(config, small, Journal(file)) == 130
     assert (small.path / FORGETTING / COMMIT).is_file()
     (small.path / FORGETTING / COMMIT).rename(small.path / "aside")
+
+    def launch(self, command, said, log):  # at once and here, since the child is tested above
+        code = background.work(background.received(io.StringIO(said.decode())), small, Journal(self.journal))
+        self._child = subprocess.Popen(["sh", "-c", f"exit {code}"])
+        return self._child
+
+    monkeypatch.setattr(Forgetter, "launch", launch)
     with serving(small) as (client, _):  # it was loaded before
         (small.path / "aside").rename(small.path / FORGETTING / COMMIT)
         told = client.get("/v1/forget").json()
@@ -275,3 +299,26 @@ def test_an_imported_model(small, tmp_path):
         assert told["counts"]["feedback"] == 1 and told["plan"] and not told["approximate"]
         body = {"name": [SECRET], "plan": told["plan"], "method": "npo"}
         assert refused(client.post("/v1/forget", json=body))[0] == "not_learnt"
+
+
+def test_requests_made_from_the_schema(small):
+    """Whatever a client sends, the answer is no mistake of the server's, and nothing is forgotten."""
+    forgetter = Forgetter(small)
+    app = make_app(load_models(ServeConfig(run=small.path, precision="fp32", rows=1), small), forgetter=forgetter)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app).include(path_regex="^/v1/(forg|audit)")
+    before, asked = files(small), set()
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        asked.add(f"{operation.method.upper()} {operation.path}")
+        modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE] if operation.body else [GenerationMode.POSITIVE]
+        for mode in modes:
+
+            @QUICK
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def try_it(case):
+                case.call_and_validate(checks=CHECKS)
+
+            try_it()
+    assert len(asked) == 9 and "POST /v1/forget" in asked
+    assert files(small) == before and not Ledger(small).entries() and not (small.path / FORGETTING).exists()
+    assert forgetter._child is None

@@ -35,15 +35,18 @@ class Background:
     def alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
-    def launch(self, command: list[str], said: bytes, log: BinaryIO | int) -> None:
+    def launch(self, command: list[str], said: bytes, log: BinaryIO | int) -> subprocess.Popen[bytes]:
         """Start the child, with `said` as its input and `log` for what it prints."""
         self.journal.write_text("", encoding="utf-8")
         # it shares the processors with the server: its threads must not spin while they wait for each other
         env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0, env=env)
-        assert self._child.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._child.stdin as stream:  # it ended at once, and says why
+        child = self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0, env=env
+        )
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), child.stdin as stream:  # it ended at once, and says why
             stream.write(said)
+        return child
 
     def stop(self) -> None:
         """End the work as Ctrl-C does."""
@@ -65,11 +68,6 @@ class Background:
                 self._child.wait(20)
             except subprocess.TimeoutExpired:
                 self._child.kill()
-
-    def wait(self) -> None:
-        """Until the child ends."""
-        if self._child is not None:
-            self._child.wait()
 
     def _told(self) -> list[Event]:
         try:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -44,6 +44,8 @@ KINDS = ("forget", "suppress", "owner")  # of the ledger's entries
 LOOKING = 8  # searches that may wait; one more is answered 429
 Texts = Annotated[list[Annotated[str, Field(max_length=2000)]], Field(max_length=100)]
 Line = Annotated[str, Field(max_length=500)]
+Begun = tuple[subprocess.Popen[bytes], Request | None]
+"""The child, and what it was asked to forget, which stays in memory until its end; None where it is not known or only suppressed."""
 
 
 class FindRequest(Form):
@@ -73,8 +75,6 @@ class Forgetter(Background):
     def __init__(self, run: Run, store: str = ""):
         super().__init__(run, JOURNAL)
         self.store = store
-        self.request: Request | None = None
-        """Of the forgetting that runs; in memory only."""
         self._secret = secrets.token_bytes(32)
 
     def look(self, body: FindRequest) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Forgetter(Background):
             return told | {"refused": {"code": problem.code, "message": str(problem), "values": problem.values}}
         return told | {"plan": self._plan(request, found, steps)}
 
-    def start(self, body: ForgetRequest) -> None:
+    def start(self, body: ForgetRequest) -> Begun:
         """Raises HTTPException 409 while one runs, and Unclear for what is not done."""
         if self.state(self.events()) == "running":
             raise HTTPException(409, "A forgetting is running already.")
@@ -118,17 +118,16 @@ class Forgetter(Background):
             raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
         with alone(self.run):
             pass
-        self._launch(config)
-        self.request = request if body.method == METHOD else None
+        return self._launch(config), request if body.method == METHOD else None
 
-    def finish(self) -> None:
+    def finish(self) -> Begun:
         """End a forgetting that was stopped while its parts were put in place. Raises HTTPException 409, and Unclear where there
         is none."""
         if self.state(self.events()) == "running":
             raise HTTPException(409, "A forgetting is running already.")
         if not self.unfinished():
             raise Unclear("finished", "No forgetting was stopped on its way.")
-        self._launch(ForgetConfig(run=self.run.path, store=self.store))
+        return self._launch(ForgetConfig(run=self.run.path, store=self.store)), None
 
     def unfinished(self) -> bool:
         """Is the run between two states, and nobody at work?"""
@@ -149,9 +148,9 @@ class Forgetter(Background):
         except UserError:
             return True
 
-    def _launch(self, config: ForgetConfig) -> None:
+    def _launch(self, config: ForgetConfig) -> subprocess.Popen[bytes]:
         # nothing that it prints is kept, since it shows records
-        self.launch([sys.executable, "-c", COMMAND], asked(config).encode(), subprocess.DEVNULL)
+        return self.launch([sys.executable, "-c", COMMAND], asked(config).encode(), subprocess.DEVNULL)
 
     def _config(self, body: FindRequest) -> ForgetConfig:
         texts: dict[str, Any] = {name: tuple(getattr(body, name)) for name in ("record", "name", "grep")}
@@ -216,19 +215,16 @@ def add_forget(
         finally:
             waiting.discard(me)
 
-    async def after() -> None:
+    async def after(child: subprocess.Popen[bytes], request: Request | None) -> None:
         """The page may be closed: the server changes to the new model all the same."""
-        await asyncio.to_thread(forgetter.wait)
-        request, forgetter.request = forgetter.request, None
-        events = await asyncio.to_thread(forgetter.events)
-        if events and events[-1]["event"] == "result":
+        if await asyncio.to_thread(child.wait) == 0:
             if request is not None:
                 forgot(request)
-            await switch()
+            with suppress(UserError):  # whoever looks for a new model each second will say it
+                await switch()
 
-    async def begin(work: Callable[[], None]) -> dict[str, str]:
-        await alone_here(work)
-        tasks.add(task := asyncio.create_task(after()))
+    async def begin(work: Callable[[], Begun]) -> dict[str, str]:
+        tasks.add(task := asyncio.create_task(after(*await alone_here(work))))
         task.add_done_callback(tasks.discard)
         return {"state": "running"}
 

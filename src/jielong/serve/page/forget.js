@@ -133,7 +133,7 @@ function stepNow() { // of the stage that is at work
   return seen.events.slice(at + 1).filter((e) => e.event === "step").at(-1);
 }
 function drawStages(w, running, step) {
-  const stages = seen.events.filter((e) => e.event === "stage"), failed = last("error");
+  const stages = seen.events.filter((e) => e.event === "stage"), failed = last("error") || (seen.state === "failed" && (seen.gone ||= { code: "ended" }));
   parts.stages.hidden = !stages.length || seen.state === "done";
   parts.stages.replaceChildren(...stages.map((e, i) => {
     const now = i === stages.length - 1 && seen.state !== "done";

@@ -10,6 +10,38 @@ from test_page import SHOTS, chromium, serving
 from test_page_feedback import ask, narrow
 
 
+class Work:
+    """A server whose forgetting goes on until it is stopped."""
+
+    def __init__(self, page):
+        self.state, self.unfinished = "running", False
+        self.events = [
+            {"event": "start"}, {"event": "stage", "stage": "corpus"}, {"event": "stage", "stage": "base"},
+            {"event": "step", "stage": "base", "step": 120, "of": 260},
+        ]  # fmt: skip
+        page.route("**/v1/forget", lambda route: route.fulfill(json=self.told()))
+        page.route("**/v1/forget/events", self.follow)
+        page.route("**/v1/forget/stop", self.stop)
+        page.route("**/v1/forget/finish", self.finish)
+
+    def told(self):
+        return {"state": self.state, "events": self.events, "unfinished": self.unfinished}
+
+    def follow(self, route):
+        lines = "".join(f"data: {json.dumps(e)}\n\n" for e in self.events)
+        end = "" if self.state == "running" else "data: [DONE]\n\n"  # else the line breaks
+        route.fulfill(body=lines + end, content_type="text/event-stream")
+
+    def stop(self, route):
+        self.state, self.events = "failed", [*self.events, {"event": "error", "code": "stopped", "message": "…"}]
+        route.fulfill(json={"state": "failed"})
+
+    def finish(self, route):
+        result = {"event": "result", "number": 1, "word": "forgotten", "model": "sft"}
+        self.state, self.unfinished, self.events = "done", False, [{"event": "stage", "stage": "commit"}, result]
+        route.fulfill(status=202, json={"state": "running"})
+
+
 def test_forget_from_the_page(tmp_path):
     from playwright.sync_api import expect
 
@@ -87,7 +119,22 @@ def test_forget_from_the_page(tmp_path):
         look.click()
         expect(page.locator("#forget-found .trouble")).to_have_text("語料、對話和評價裡都沒有提到它，什麼都沒有改。")
         expect(entry.locator("summary")).to_contain_text("遺忘了 3 筆記錄")
-        entry.locator("summary").click()
-        expect(entry).to_contain_text("語料原本的檔案、備份")
+        expect(entry.locator("li").filter(has_text="語料原本的檔案、備份")).to_be_visible()
         page.screenshot(path=SHOTS / "53-forget-zh-dark.png")
+        # how a long one looks, whose events are made up here: it goes on after a reload, is stopped, or must be finished
+        work = Work(page)
+        page.reload()
+        expect(page.locator("#forget-open")).to_have_text("遺忘 · 120/260")
+        page.click("#forget-open")
+        expect(page.locator("#forget ol .now")).to_have_text("base 120/260")
+        expect(look).to_be_hidden()
+        page.screenshot(path=SHOTS / "54-forget-running.png")
+        page.click("#forget-stop")
+        expect(page.locator("#forget-trouble")).to_contain_text("已停止，什麼都沒有改")
+        expect(look).to_be_visible()
+        work.unfinished = True
+        page.reload()
+        page.click("#forget-open")
+        page.get_by_role("button", name="把它完成").click()
+        expect(page.locator("#forget-status")).to_contain_text("完成：帳本第 1 筆。從現在起由 sft 回答")
         assert not [p for p in problems if "400" not in p], problems

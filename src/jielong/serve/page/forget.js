@@ -152,11 +152,11 @@ function drawStages(w, running, step) {
   }
 }
 function drawEntries(w) {
-  const open = new Set([...parts.entries.querySelectorAll("details[open]")].map((n) => n.dataset.number));
+  const shown = new Map([...parts.entries.querySelectorAll("details")].map((n) => [n.dataset.number, n.open]));
   parts.entries.replaceChildren(...(entries.length ? entries.toReversed().map((e) => {
     const node = make("details"), r = e.records, count = r.texts ?? r.documents + r.held_out + r.conversations + r.feedback;
     node.dataset.number = e.number;
-    node.open = open.has(String(e.number)) || last("result")?.number === e.number;
+    node.open = shown.get(String(e.number)) ?? last("result")?.number === e.number; // the newest is open at first
     const made = make("ul"), limits = make("ul");
     made.append(...Object.entries(e.artifacts).filter(([, t]) => t.fate && t.fate !== "kept").map(([name, t]) => make("li", "", w.made(name, w.fate[t.fate] || t.fate, t))));
     limits.append(...e.limits.map((text) => make("li", "", w.said(text))));

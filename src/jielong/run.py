@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 
 CARD = "card.json"
 MADE_BY = {
@@ -251,8 +251,9 @@ class Run:
     def check_whole(self) -> None:
         """Raises UserError while a forgetting that was stopped has put only some of its parts in place."""
         if (self.path / FORGETTING / COMMIT).is_file():
-            raise UserError(
-                f"{self.path} is being changed by a forgetting that was stopped; finish it: `jielong forget {self.path}`."
+            raise Unclear(
+                "unfinished",
+                f"{self.path} is being changed by a forgetting that was stopped; finish it: `jielong forget {self.path}`.",
             )
 
     @contextmanager

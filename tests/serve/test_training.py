@@ -13,7 +13,7 @@ from people import TRAINING, press, served
 
 from jielong.config import ServeConfig
 from jielong.run import Run
-from jielong.serve import improve
+from jielong.serve import background, improve
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ for _ in range(2):
 sys.exit(130)"""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(improve, "COMMAND", deaf)
-    monkeypatch.setattr(improve, "AGAIN", 0.2)
+    monkeypatch.setattr(background, "AGAIN", 0.2)
     trainer = improve.Trainer(Run(tmp_path))
     trainer.start(people_only=False)
     until = time.time() + 30

@@ -8,8 +8,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from jielong.edit.facts import UNSPACED, Fact, Unclear, continuation, occurrences, places
+from jielong.edit.facts import UNSPACED, Fact, continuation, occurrences, places
 from jielong.edit.values import Context, Search, at_answer, at_subject
+from jielong.errors import Unclear
 from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.delta import Delta, applied, widened

@@ -11,21 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.generate.memory import occurrences
 from jielong.tokens.tokenizer import Tokenizer
 
 # no space stands behind one of these: Han and Kana, full-width marks, opening brackets and quotes
 UNSPACED = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\u3000-\u30ff(\[{「『“‘]$")
 FIELDS = {"prompt", "subject", "target", "old", "paraphrases", "neighbours", "also"}
-
-
-class Unclear(UserError):
-    """A correction that cannot be made as it was asked for; `code` and `values` tell programs why."""
-
-    def __init__(self, code: str, text: str, **values: Any):
-        super().__init__(text)
-        self.code, self.values = code, values
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jielong.corpus.world import load_world
 from jielong.edit import facts as reading
 from jielong.edit.bench import RIDGE, Bench, Site
 from jielong.edit.exam import answers, possible, sit, still_true
-from jielong.edit.facts import Fact, Unclear
+from jielong.edit.facts import Fact
 from jielong.edit.methods import editor, told, usual
 from jielong.edit.methods.additive import statements
 from jielong.edit.probes import Probe, about, enriched, known, nearby, other_language, pairs, rest, ripple, translated
@@ -29,7 +29,7 @@ from jielong.edit.state import Change, State, read_changes, standing, talking, w
 from jielong.edit.statistics import key_statistics
 from jielong.edit.sweep import sweep
 from jielong.edit.verdict import Refused, figures, limits, show
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.generate.engine import Engine, chats
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import load_model

@@ -11,8 +11,8 @@ from jielong.changes.words import say
 from jielong.config import EditConfig
 from jielong.edit.bench import Bench
 from jielong.edit.exam import Sat, kept
-from jielong.edit.facts import Unclear
 from jielong.edit.probes import Probe
+from jielong.errors import Unclear
 from jielong.model.delta import Delta
 
 

@@ -27,7 +27,8 @@ def run(config: AuditConfig, run: Run) -> list[Entry]:
     for entry in entries:
         print(describe(entry))
     if config.verify:
-        _compare(run, entries)
+        for note in compare(run, entries):
+            print(note)
         print(f"{len(entries)} entries: chain and signatures verify, and the run is what the last ones say.")
     if config.replay:
         _replay(config, run, entries)
@@ -58,26 +59,29 @@ def describe(entry: Entry) -> str:
     )
 
 
-def _compare(run: Run, entries: list[Entry]) -> None:
-    """Is each artifact the one that the last entry about it names, and what was taken away still away?"""
+def compare(run: Run, entries: list[Entry]) -> list[str]:
+    """Is each artifact the one that the last entry about it names, and what was taken away still away? Notes on what has changed
+    since. Raises UserError for what does not hold."""
     if commit.pending(run) is not None:
         raise UserError(
             f"A forgetting was stopped while it changed {run.path}; finish it: `jielong forget {run.path}`."
         )
     last: dict[str, tuple[int, Any]] = {}
+    notes: list[str] = []
     for entry in entries:
         told = {entry["to"]: {"after": entry["to_hash"]}} if "to_hash" in entry else entry.get("artifacts", {})
         last |= {name: (entry["number"], what) for name, what in told.items()}
     for name, (number, told) in last.items():
         artifact = run.artifact(name)
         if artifact is None:
-            print(f"{name} of entry {number} is no longer there.")
+            notes.append(f"{name} of entry {number} is no longer there.")
             continue
         artifact.verify()
         if artifact.hash == told.get("before") != told["after"]:
             raise UserError(f"{artifact.path} is the one from before entry {number}: somebody put it back. Delete it.")
         if artifact.hash != told["after"]:
-            print(f"{name} was made anew after entry {number}, on {artifact.card['created'][:16]}.")
+            notes.append(f"{name} was made anew after entry {number}, on {artifact.card['created'][:16]}.")
+    return notes
 
 
 def _replay(config: AuditConfig, run: Run, entries: list[Entry]) -> None:

@@ -47,6 +47,13 @@ class Trained:
         hit = np.isin(self.index.record, sorted(records))
         return int(self.index.row[hit].min()) // self.rows if hit.any() else None
 
+    def first_steps(self) -> dict[int, int]:
+        """The same for each of `records` that a step has."""
+        hit = np.isin(self.index.record, sorted(self.records))
+        first = np.full(len(self.shard), np.iinfo(np.int64).max, np.int64)
+        np.minimum.at(first, self.index.record[hit], self.index.row[hit] // self.rows)
+        return {n: int(first[n]) for n in self.records if first[n] < np.iinfo(np.int64).max}
+
 
 @dataclass
 class Found:
@@ -111,9 +118,14 @@ def find(run: Run, request: Request, store: str) -> Found:
         own = [n for n in stage.records if stage.shard.ids[n] not in texts]
         others = sum(i not in texts for i in stage.shard.ids)
         found.shares[name] = len(own) / others if others else 0.0
-    if store or (run.path / "feedback.db").is_file():
-        found.feedback = _feedback(run, request, store)
+    found.feedback = spoken_of(run, request, store)
     return found
+
+
+def writes(run: Run) -> bool:
+    """Would `find` have to make a plan of the run's training again, since somebody cleared the work folder away?"""
+    base = run.artifact("base")
+    return base is not None and base.card["kind"] == "base" and not (run.work("base") / "index.npz").is_file()
 
 
 def stages(run: Run) -> list[str]:
@@ -157,8 +169,10 @@ def read_back(shard: Shard, number: int, tokenizer: Tokenizer) -> str:
     return spell(tokenizer, np.asarray(shard.tokens[shard.starts[number] : shard.starts[number + 1]]).tolist())
 
 
-def _feedback(run: Run, request: Request, url: str) -> dict[str, str]:
-    """Answers that the request means, by their own text or by what was said about them."""
+def spoken_of(run: Run, request: Request, url: str) -> dict[str, str]:
+    """Answers in the feedback that the request means, by their own text or by what was said about them."""
+    if not url and not (run.path / "feedback.db").is_file():
+        return {}
     store = existing_store(url, run)
     texts = {a.id: "\n".join([*(m["content"] for m in a.messages), a.text]) for a in store.all_answers()}
     for event in store.all_events():

@@ -23,6 +23,7 @@ from jielong.corpus.documents import Document
 from jielong.forget.find import NAME, Found, Trained
 from jielong.forget.request import Request
 from jielong.forget.residue import search
+from jielong.forget.telling import Tell, nobody
 from jielong.forget.tree import TOGETHER, Step
 from jielong.run import CARD, FORGETTING, Artifact, Run, sha256_file, write_atomic
 from jielong.tokens.shards import write_without
@@ -45,13 +46,17 @@ def open_shadow(run: Run, stamp: str) -> Run:
     return shadow
 
 
-def make(run: Run, shadow: Run, request: Request, found: Found, steps: list[Step]) -> dict[str, Any]:
+def make(
+    run: Run, shadow: Run, request: Request, found: Found, steps: list[Step], tell: Tell = nobody
+) -> dict[str, Any]:
     """Fill the shadow with every artifact that is not as it was; what was done, by artifact, for the ledger."""
     done: dict[str, Any] = {}
     for step in steps:
         name, old = step.artifact.name, step.artifact
         if step.fate == "stale":
             continue
+        if step.fate != "kept":
+            tell("stage", stage=name, fate=step.fate)
         if shadow.artifact(name) is None:
             if step.fate == "kept":
                 link(old.path, shadow.path / name)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from jielong.config import ForgetConfig
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 
 SHORTEST = 2  # characters of a name or a text; one letter matches everything
 
@@ -84,10 +84,15 @@ def read_request(config: ForgetConfig) -> Request:
         config.why or str(found.get("why", "")),
     )
     if not request:
-        raise UserError("Say what to forget: --record ID, --name NAME, --grep TEXT or --request FILE.")
+        raise Unclear("empty", "Say what to forget: --record ID, --name NAME, --grep TEXT or --request FILE.")
     for text in (*request.names, *request.texts):
         if len(text.strip()) < SHORTEST:
-            raise UserError(f"{text!r} is too short to be looked for; give at least {SHORTEST} characters.")
+            raise Unclear(
+                "short",
+                f"{text!r} is too short to be looked for; give at least {SHORTEST} characters.",
+                said=text,
+                least=SHORTEST,
+            )
     if not 0 < config.most <= 1:
         raise UserError("--most must be above 0 and at most 1.")
     return request

@@ -14,12 +14,13 @@ from jielong.changes.ledger import HEAD, LEDGER, Entry, Ledger
 from jielong.changes.words import say
 from jielong.config import ForgetConfig
 from jielong.corpus.documents import read_documents
-from jielong.errors import UserError
-from jielong.forget import commit, replay
-from jielong.forget.find import NAME, Found, find, read_back
+from jielong.errors import Unclear, UserError
+from jielong.forget import commit, preview, replay
+from jielong.forget.find import NAME, Found, find, read_back, spoken_of
 from jielong.forget.request import Request, read_request
 from jielong.forget.residue import pieces, search
 from jielong.forget.scope import limits, tokenizer_check
+from jielong.forget.telling import JOURNAL, Tell, nobody
 from jielong.forget.tree import LEARNT_FROM_FEEDBACK, Step, fates
 from jielong.run import CARD, FORGETTING, SERVING, STALE, Run
 from jielong.teacher import judge
@@ -31,6 +32,7 @@ OWN_FILES = {
     LEDGER,
     HEAD,
     SERVING,
+    JOURNAL,
     "plan.json",
     ".lock",
     "feedback.db",
@@ -40,22 +42,24 @@ OWN_FILES = {
 }
 
 
-def run(config: ForgetConfig, run: Run) -> Entry | None:
-    """Make the run forget; the ledger's entry, None when it was only shown. Raises UserError, with nothing changed, for a request
-    that asks for nothing, matches nothing or too much, and for a ledger that does not verify."""
+def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
+    """Make the run forget; the ledger's entry, None when it was only shown. `tell` hears how far it is, without a word of what is
+    forgotten. Raises UserError, with nothing changed, for a request that asks for nothing, matches nothing or too much, and for
+    a ledger that does not verify."""
     if not run.path.is_dir():
         raise UserError(f"There is no run {run.path}.")
     if config.method != METHOD and not config.owner:
         from jielong.forget import suppress
 
         with run.lock():
-            return suppress.run(config, run)
+            return suppress.run(config, run, tell)
     with run.lock(forgetting=True):
-        return _run(config, run)
+        return _run(config, run, tell)
 
 
-def _run(config: ForgetConfig, run: Run) -> Entry | None:
+def _run(config: ForgetConfig, run: Run, tell: Tell) -> Entry | None:
     if (begun := commit.pending(run)) is not None:
+        tell("stage", stage="commit")
         entry = commit.finish(run, begun)
         say(f"A forgetting that was stopped is finished: entry {entry['number']} of the ledger.")
         if not (config.record or config.name or config.grep or config.request or config.owner):
@@ -73,7 +77,7 @@ def _run(config: ForgetConfig, run: Run) -> Entry | None:
         raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
     settle(run, ledger)
     found = find(run, request, config.store)
-    _check(found, request, config, run)
+    check(found, request, config, run)
     steps = fates(run, found)
     _show(run, request, found, steps)
     if not config.yes and not agreed("forget"):
@@ -83,8 +87,11 @@ def _run(config: ForgetConfig, run: Run) -> Entry | None:
         repr((request.canonical(), [(s.artifact.name, s.artifact.hash, s.fate) for s in steps])).encode()
     )
     shadow = replay.open_shadow(run, stamp.hexdigest())
-    done = replay.make(run, shadow, request, found, steps)
+    done = replay.make(run, shadow, request, found, steps, tell)
+    tell("stage", stage="search")
+    found.feedback |= spoken_of(run, request, config.store)  # what people said while the training was replayed
     what = _conclude(config, run, shadow, request, found, steps, done, ledger)
+    tell("stage", stage="commit")
     commit.begin(run, what)
     advices = list(dict.fromkeys(again(run, name) for name in what["stale"]))
     entry = commit.finish(run, what)
@@ -101,68 +108,45 @@ def same_request(config: ForgetConfig, run: Run, entry: Entry) -> bool:
     return ledger.fingerprint(read_request(config).canonical(), request["salt"]) == request["fingerprint"]
 
 
-def _check(found: Found, request: Request, config: ForgetConfig, run: Run) -> None:
-    """Raises UserError for a request that matches nothing, or too much."""
+def check(found: Found, request: Request, config: ForgetConfig, run: Run) -> None:
+    """Raises Unclear for a request that matches nothing, or too much."""
     if not found:
         where = "corpus, conversations and feedback" if found.documents else "conversations and feedback"
         more = f" The conversations of {' and '.join(found.unread)} could not be searched." if found.unread else ""
-        raise UserError(f"Nothing in the {where} of {run.path} matches; nothing was changed.{more}")
+        raise Unclear(
+            "nothing", f"Nothing in the {where} of {run.path} matches; nothing was changed.{more}", unread=found.unread
+        )
     for what, share in found.shares.items():
         if share > config.most:
-            raise UserError(
+            raise Unclear(
+                "too_much",
                 f"The request matches {share:.0%} of the {what if what in ('documents', 'characters') else f'records of {what}'}, "
-                f"more than the {config.most:.0%} of --most; a model without them is another model: train it anew."
+                f"more than the {config.most:.0%} of --most; a model without them is another model: train it anew.",
+                what=what,
+                share=share,
+                most=config.most,
             )
 
 
 def _show(run: Run, request: Request, found: Found, steps: list[Step]) -> None:
     """The records, and what will happen."""
-    rows: list[tuple[str, str, str]] = []
-    first = found.trained.get("base")
-    seen = {first.shard.ids[n]: first.first_step({n}) for n in first.records} if first else {}
-    for part, documents in found.documents.items():
-        for d in documents:
-            step = seen.get(d.id)
-            when = (
-                "held out, never trained on"
-                if part == "heldout"
-                else "never reached"
-                if step is None
-                else f"step {step + 1}"
-            )
-            rows.append((f"document {d.id}", when, _excerpt(d.text, request)))
-    known = {d.id for part in found.documents.values() for d in part}
-    for name, stage in found.trained.items():
-        for n, text in stage.records.items():
-            if stage.shard.ids[n] not in known:
-                step = stage.first_step({n})
-                when = "never reached" if step is None else f"step {step + 1} of {name}"
-                rows.append((f"conversation {stage.shard.ids[n]}", when, _excerpt(text, request)))
-    rows += [(f"feedback {i}", "", _excerpt(text, request)) for i, text in found.feedback.items()]
+    rows = preview.rows(request, found)
     say(f"{len(rows)} records of {run.path} match:")
     for row in rows[:SHOWN]:
-        say("  " + "  ·  ".join(filter(None, row)))
+        say(f"  {row}")
     if len(rows) > SHOWN:
         say(f"  … and {len(rows) - SHOWN} more")
-    for step in steps:
-        if step.fate != "kept":
-            cost = ""
-            stage = found.trained.get(step.artifact.name)
-            if stage is not None and step.fate in ("replayed", "rebuilt"):
-                start = max([0, *replay.usable_checkpoints(run.work(step.artifact.name), step, stage)])
-                seconds = (stage.steps - start) / stage.steps * step.artifact.card["metrics"]["train_seconds"]
-                cost = f"; {stage.steps - start} of {stage.steps} steps, about {seconds / 60:.1f} minutes"
-            say(f"  {step.artifact.name}: {step.fate} ({step.why}{cost})")
-    kept = {step.artifact.name for step in steps if step.fate != "stale"}
-    changed = any(step.fate in ("replayed", "rebuilt") for step in steps)
-    if remove := [n for n in _leftovers(run, kept, changed, lambda t: request.find(t) is not None) if n[0] != "."]:
+    for cost in preview.costs(run, found, steps):
+        say(f"  {cost}")
+    if remove := deleted(run, request, steps):
         say(f"  deleted: {', '.join(remove)}")
 
 
-def _excerpt(text: str, request: Request, around: int = 40) -> str:
-    start, end = request.find(text) or (0, 0)
-    piece = text[max(0, start - around) : end + around].replace("\n", " ")
-    return ("…" if start > around else "") + piece + ("…" if end + around < len(text) else "")
+def deleted(run: Run, request: Request, steps: list[Step]) -> list[str]:
+    """Files and folders of the run that would go beside the artifacts."""
+    kept = {step.artifact.name for step in steps if step.fate != "stale"}
+    changed = any(step.fate in ("replayed", "rebuilt") for step in steps)
+    return [n for n in _leftovers(run, kept, changed, lambda t: request.find(t) is not None) if n[0] != "."]
 
 
 def agreed(word: str) -> bool:

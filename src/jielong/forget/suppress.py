@@ -28,6 +28,7 @@ from jielong.forget.case import Case, answers, gather
 from jielong.forget.columns import Column, examine_model, lines, plain_figures, together
 from jielong.forget.methods import method as method_of
 from jielong.forget.methods.method import Method, Scene
+from jielong.forget.telling import Tell, nobody
 from jielong.forget.twins import make_twin
 from jielong.model.gpt import GPT, load_model, read_shape
 from jielong.model.lora import add_lora
@@ -39,9 +40,9 @@ from jielong.train.making import begin, content
 KIND, WORD = "suppressed", "suppressed"
 
 
-def run(config: ForgetConfig, run: Run) -> Entry | None:
+def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
     """Suppress what the request asks for, examine and record it; the ledger's entry, None when it was only shown. The caller holds
-    the run's lock. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
+    the run's lock; `tell` hears how far it is. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
     method = method_of(config.method)
     settings = resolved(config.suppress, method)
     if min(config.twins, config.samples) < 0:
@@ -73,19 +74,26 @@ def run(config: ForgetConfig, run: Run) -> Entry | None:
     if settings.tune:
         from jielong.forget.tuning import tuned_on_decoys
 
+        tell("stage", stage="tuning")
         tuned = tuned_on_decoys(config, settings, run, case, work / "tuned.json")
         settings = dataclasses.replace(settings, lr=tuned["lr"], epochs=tuned["epochs"])
+    tell("stage", stage="exam")
     start = load_model(case.start.path)
     before = cached(work / "before.json", lambda: examine_model(start, case.tokenizer, case.material, case.chat))
+    tell("stage", stage="suppress")
     model, history = suppress(method, start, case, settings, work)
+    tell("stage", stage="exam")
     after = cached(work / "after.json", lambda: examine_model(model, case.tokenizer, case.material, case.chat))
     try:
         guard(config, together(before, after, [], len(case.forget)))
     except UserError:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    if config.twins:
+        tell("stage", stage="twins")
     twins, unmade = twin_columns(config.twins, run, case, work)
     columns = together(before, after, twins, len(case.forget))
+    tell("stage", stage="commit")
     with run.build(name, kind=KIND, config=settings, parents=[case.start], seed=settings.seed) as build:
         save_policy(model, case.start, build.path)
         build.threads = settings.threads

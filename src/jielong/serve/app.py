@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.feedback.store import Store
 from jielong.generate.engine import Engine
 from jielong.run import Run
@@ -23,6 +23,7 @@ from jielong.serve.answers import Answer, event
 from jielong.serve.detect import Detection, add_detect
 from jielong.serve.edit import add_edit
 from jielong.serve.feedback import Recent, add_feedback, user_of
+from jielong.serve.forget import Forgetter, add_forget
 from jielong.serve.guard import Guard, error_body
 from jielong.serve.improve import Trainer, add_improve
 from jielong.serve.keys import Keys
@@ -56,12 +57,13 @@ def make_app(
     detection: Detection | None = None,
     edits: Run | None = None,
     threads: int = 0,
+    forgetter: Forgetter | None = None,
 ) -> FastAPI:
     """The application around one or more engines; the first one answers who names none. `feedback` opens the store of what
     people say about answers; without it nobody is asked. `trainer` lets the page train from it. `renewed(name)` loads the
     model that is to answer from now on, None while that is still `name`. `reward` loads the model behind /reward.
     `detection` marks and remembers answers; `edits` is the run whose facts may be corrected, with
-    `threads` threads (0: all cores)."""
+    `threads` threads (0: all cores); `forgetter` lets a run forget."""
     recent = Recent()
     detection = detection or Detection()
     models = Models(served)
@@ -98,8 +100,8 @@ def make_app(
         yield
         if watching:
             watching.cancel()
-        if trainer:
-            await asyncio.to_thread(trainer.close)
+        for work in filter(None, (trainer, forgetter)):
+            await asyncio.to_thread(work.close)
         worker.stop()
         await asyncio.to_thread(detection.close)
 
@@ -129,7 +131,8 @@ def make_app(
         metrics = engine.card.get("metrics") or {}
         card |= {k: metrics.get(k) for k in ("parameters", "steps", "tokens")}
         told = {"card": card, "context": engine.context, "report": bool(report_file(found)), "models": list(models)}
-        return told | {"feedback": feedback is not None, "improve": trainer is not None, "edit": edits is not None}
+        can = {"feedback": feedback, "improve": trainer, "edit": edits, "forget": forgetter}
+        return told | {name: part is not None for name, part in can.items()}
 
     def report_file(found: Served) -> Path | None:
         file = found.run / "report" / "report.html" if found.run else None
@@ -228,6 +231,8 @@ def make_app(
         add_improve(app, trainer, switch)
     if edits:
         add_edit(app, edits, switch, threads)
+    if forgetter:
+        add_forget(app, forgetter, switch, lambda request: recent.forget(request.find))
     add_reward(app, worker, reward)
     add_detect(app, worker, detection, find)
     add_prompts(app, lambda model: find(model).run)
@@ -316,6 +321,13 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(UserError)
     async def mistaken(_: Request, problem: UserError) -> JSONResponse:
         return error(400, str(problem))
+
+    @app.exception_handler(Unclear)
+    async def unclear(_: Request, problem: Unclear) -> JSONResponse:
+        """With the code and the values from which a program says it in its own words."""
+        body = error_body(str(problem), code=problem.code)
+        body["error"]["values"] = problem.values
+        return JSONResponse(body, status_code=400)
 
     @app.exception_handler(Busy)
     async def busy(_: Request, __: Busy) -> JSONResponse:

@@ -7,16 +7,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from pydantic import Field
 
 from jielong.changes.ledger import Ledger
 from jielong.config import EditConfig, UndoConfig
-from jielong.edit.facts import Unclear
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.run import Run
-from jielong.serve.guard import error_body
 from jielong.serve.schemas import Form
 
 Line = Annotated[str, Field(max_length=2000)]
@@ -40,13 +37,6 @@ class UndoRequest(Form):
 def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]], threads: int = 0) -> None:
     """The routes; what the guard refuses is answered 400 with the reason, and nothing has changed. `switch()` lets the model
     answer that the run serves now. Edits use as many threads as the server does."""
-
-    @app.exception_handler(Unclear)
-    async def unclear(_: Request, problem: Unclear) -> JSONResponse:
-        """With the code and the values from which a program says it in its own words."""
-        body = error_body(str(problem), code=problem.code)
-        body["error"]["values"] = problem.values
-        return JSONResponse(body, status_code=400)
 
     @app.get("/v1/changes")
     async def look() -> dict[str, Any]:
@@ -94,6 +84,8 @@ def alone(run: Run) -> Iterator[None]:
     with ExitStack() as held:
         try:
             held.enter_context(run.lock())
+        except Unclear:
+            raise
         except UserError as problem:
             raise Unclear("busy", str(problem)) from None
         yield

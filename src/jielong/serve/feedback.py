@@ -76,6 +76,12 @@ class Recent:
         while len(self._answers) > self.most:
             self._answers.popitem(last=False)
 
+    def forget(self, means: Callable[[str], object]) -> None:
+        """Drop the answers in which it is meant: a late thumb would store them."""
+        for name, answer in list(self._answers.items()):
+            if means("\n".join([*(m["content"] for m in answer.messages), answer.text])):
+                del self._answers[name]
+
     def get(self, name: str | None) -> list[Answer]:
         """The answer, or none."""
         found = self._answers.get(name or "")

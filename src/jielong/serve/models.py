@@ -9,7 +9,7 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 
 from jielong.generate.engine import Engine
-from jielong.run import CARD
+from jielong.run import Run
 from jielong.serve.worker import Worker
 
 MOST = 4  # models that came by switching and are still held, so that one can look back and compare
@@ -49,15 +49,16 @@ class Models:
         return name in self._held and self._held[name].engine.hash == content
 
     def drop_gone(self) -> None:
-        """Let go of models whose artifact was taken away (jielong forget), but for the one that answers who names none."""
+        """Let go of models whose artifact was taken away or replaced (jielong forget), but for the one that answers who names none."""
         for name, served in list(self._held.items()):
-            if (
-                served.run
-                and served is not self.default
-                and not (served.run / served.engine.card["name"] / CARD).is_file()
-            ):
+            if served.run and served is not self.default and self._gone(served, served.run):
                 del self._held[name]
                 self._came = [n for n in self._came if n != name]
+
+    def _gone(self, served: Served, run: Path) -> bool:
+        """Is its artifact away, or another one in its place?"""
+        found = Run(run).artifact(served.engine.card["name"])
+        return found is None or found.hash != served.engine.hash
 
     def switch(self, name: str) -> None:
         """From now on the held model `name` answers who names none; requests that run stay with their own."""

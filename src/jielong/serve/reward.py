@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from jielong.align.scoring import Answered, Scored, parts, score
 from jielong.errors import UserError
-from jielong.run import Artifact, Run
+from jielong.run import CARD, Artifact, Run
 from jielong.serve.schemas import Form, Message, Text
 from jielong.serve.worker import Worker
 from jielong.tokens.chat import ROLES, chat_ids
@@ -67,13 +68,20 @@ class RewardModel:
         self.model, self.tokenizer, self.name = model.requires_grad_(False).eval(), tokenizer, name
         self.dtype = dtype_of("auto" if precision == "int8" else precision)
         self.longest = min(model.body.config.context, LONGEST)
+        self.folder: Path | None = None
 
     @classmethod
     def load(cls, artifact: Artifact, precision: str = "fp32") -> RewardModel:
         """Raises UserError when the artifact is no reward model."""
         check(artifact)
         tokenizer = Tokenizer.load(artifact.file("tokenizer.json"))
-        return cls(Scored.load(artifact.path), tokenizer, artifact.name, precision)
+        made = cls(Scored.load(artifact.path), tokenizer, artifact.name, precision)
+        made.folder = artifact.path
+        return made
+
+    def gone(self) -> bool:
+        """Was its artifact taken away (jielong forget)?"""
+        return self.folder is not None and not (self.folder / CARD).is_file()
 
     def read(self, body: RewardRequest) -> list[Answered]:
         """What is to be scored, in order. Raises UserError that names the first text that cannot be."""
@@ -163,6 +171,8 @@ def add_reward(app: FastAPI, worker: Worker, load: Callable[[], RewardModel | No
 
     async def model() -> RewardModel:
         async with lock:
+            if loaded and loaded[0].gone():
+                loaded.clear()
             if not loaded:
                 found = await asyncio.to_thread(load) if load else None
                 if found is None:

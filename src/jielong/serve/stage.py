@@ -17,6 +17,7 @@ from jielong.model.native import hint
 from jielong.run import Run
 from jielong.serve.app import make_app
 from jielong.serve.detect import detection_of
+from jielong.serve.forget import Forgetter
 from jielong.serve.guard import LOOPBACK
 from jielong.serve.improve import Trainer
 from jielong.serve.keys import Keys
@@ -135,6 +136,7 @@ def run(config: ServeConfig, run: Run) -> None:
         detection_of(config.watermark, config.ledger, served, own),
         None if config.model else own,
         config.threads,
+        None if config.model else Forgetter(own, config.feedback if feedback else ""),
     )
     sock = free_port(config.host, config.port)
     host = f"[{config.host}]" if ":" in config.host else config.host

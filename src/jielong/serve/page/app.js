@@ -1,5 +1,5 @@
 // The page. It uses only the public HTTP API: /v1/chat/completions, /v1/run, /report, /feedback, /v1/improve, /v1/detect,
-// /v1/prompts, /v1/edit.
+// /v1/prompts, /v1/edit, /v1/forget.
 //
 // A talk is a list of turns. An assistant's turn is a side: { id, model, tokens, done, error, finish, branches, compared };
 // where two models are compared, turn.rival is the other side, and each model sees its own answers as the past. `id` is the
@@ -12,6 +12,7 @@ import { beginDetect, drawDetect } from "/page/detect.js";
 import { $, button, make } from "/page/dom.js";
 import { begun, choose, drawDuel } from "/page/duel.js";
 import { begin, latest, say } from "/page/feedback.js";
+import { beginForget, drawForget } from "/page/forget.js";
 import { keys } from "/page/keys.js";
 import { markdown } from "/page/markdown.js";
 import { asked, drawRole, drawRoles, loadRoles, opening } from "/page/roles.js";
@@ -59,7 +60,7 @@ function draw() {
   $("input").placeholder = words.ask; $("note").textContent = words.note; $("report").textContent = words.report;
   $("consent-name").textContent = words.consent; $("consent").checked = state.consent; $("consent-row").hidden = !judging;
   $("key-title").textContent = words.key; $("key-wrong").textContent = words.wrong; $("key-ok").textContent = words.enter;
-  drawBar(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect(); drawCorrect();
+  drawBar(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect(); drawCorrect(); drawForget();
 }
 function drawBar() { $("send").hidden = !!running; $("stop").hidden = !running; }
 function drawModels() {
@@ -311,6 +312,12 @@ async function refresh() {
   await about();
   return run;
 }
+function remove(talks) {
+  stop();
+  state.talks = state.talks.filter((t) => !talks.includes(t));
+  state.now = 0;
+  hidePanel(); save(); draw();
+}
 function restore() { // → ids of all answers that this page still has
   const mine = new Set();
   for (const side of state.talks.flatMap((t) => t.turns).filter((turn) => turn.role === "assistant").flatMap(sides)) {
@@ -335,5 +342,6 @@ refresh().then((run) => {
   editing = run.edit === true;
   if (judging) begin(state, mine, thumbs.update);
   beginTraining({ state, save, refresh, get words() { return words; }, get models() { return models; } }, run);
+  beginForget({ state, refresh, remove, get words() { return words; } }, run);
   draw();
 }).catch(() => {});

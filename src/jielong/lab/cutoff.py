@@ -2,7 +2,7 @@
 
 Some countries are only mentioned in text "from after the cutoff". A model is pretrained on the rest; a control reads both from the beginning
 (a later cutoff). Then the news is brought to the first one: by continued pretraining, on the news alone or with old text among it, and
-fine-tuning again; by editing (the edit room's ridge, a closed form); by retrieval: the three sentences of a
+fine-tuning again; by editing (the edit room's usual method, a closed form); by retrieval: the three sentences of a
 news archive that are most like the question stand before it. Each pays with something: facts from before, bits per byte.
 """
 
@@ -20,7 +20,7 @@ from jielong.corpus.documents import read_documents
 from jielong.corpus.world import Fact, World, load_world, majority_guess
 from jielong.edit.bench import Bench, Site
 from jielong.edit.facts import Fact as Edit
-from jielong.edit.methods import editor
+from jielong.edit.methods import editor, usual
 from jielong.edit.probes import cloze
 from jielong.edit.statistics import key_statistics
 from jielong.errors import UserError
@@ -68,13 +68,13 @@ ARMS = {
     "later": "control: a later cutoff",
     "news": "continued on the news alone",
     "replay": "continued on news and old text",
-    "edited": "edited (ridge)",
+    "edited": "edited",
     "retrieval": "retrieval in the prompt",
 }
 ARMS_ZH = {
     "news": "只用新聞繼續預訓練",
     "replay": "新聞混舊文繼續預訓練",
-    "edited": "編輯（ridge）",
+    "edited": "編輯",
     "retrieval": "檢索放進提示",
 }
 KNOWN = 0.5  # of what it knows from before the cutoff: less than this share must be known from after it
@@ -256,18 +256,20 @@ class Archive:
 
 
 def edited(sft: Artifact, branch: Branch, facts: Sequence[Fact]) -> GPT:
-    """The model with every fact written into its last layer by the ridge editor, in both languages; it reads wordings of the lessons,
+    """The model with every fact written into its last layer by the usual editor, in both languages; it reads wordings of the lessons,
     none of the exam's."""
     model = load_model(sft.path).requires_grad_(False).eval()
     tokenizer = Tokenizer.load(sft.file("tokenizer.json"))
 
-    def statistics(layers: Sequence[int]) -> Any:
-        return key_statistics(branch, sft, model, tokenizer, list(dict.fromkeys(layers)), True)
+    def statistics(layers: Sequence[int], of: str = "down") -> Any:
+        return key_statistics(branch, sft, model, tokenizer, list(dict.fromkeys(layers)), True, of=of)
 
-    bench = Bench(model, tokenizer, True, Site(model.config.layers - 1, "answer"), statistics)
+    site = Site(model.config.layers - 1, "answer")
+    bench = Bench(model, tokenizer, True, site, statistics, inputs_of=lambda layers: statistics(layers, "mlp"))
     edits = [replace(as_edit(f, "en"), also=(as_edit(f, "zh"),)) for f in facts]
-    ridge = editor("ridge")
-    return bench.current(ridge.delta(bench, {e.id: s for e, s in zip(edits, ridge.propose(bench, edits), strict=True)}))
+    usually = editor(usual(bench))
+    made = usually.propose(bench, edits)
+    return bench.current(usually.delta(bench, {e.id: s for e, s in zip(edits, made, strict=True)}))
 
 
 def as_edit(fact: Fact, lang: str) -> Edit:

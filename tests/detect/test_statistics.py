@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from jielong.detect import scores
 from jielong.detect.evidence import Evidence, Span, combine, holm
 from jielong.detect.normalise import normalise
+from jielong.detect.reference import measure
 from jielong.detect.scores import SCORES
 from jielong.detect.tilt import Human, Tilt, fit
 from jielong.detect.tokenstats import TokenStats, aligned, beginning, read
@@ -231,6 +233,17 @@ def test_an_observer_with_another_vocabulary_is_refused(engine, model):
     other = train(["something else altogether " + str(n) for n in range(40)], 264)
     with pytest.raises(UserError, match="vocabulary"):
         read(engine, [[1, 2, 3]], Engine(model, other, name="other"))
+
+
+def test_an_observer_that_reads_less_at_a_time_changes_nothing_in_the_scorers_statistics(engine, model):
+    """Human texts are measured with and others without it: both must be read in the same windows."""
+    short = Engine(GPT(replace(model.config, context=32)), engine.tokenizer, name="short")
+    with pytest.raises(UserError, match="reads 32 tokens at a time, sft 64"):
+        read(engine, [[1, 2, 3]], short)
+    text = TEXT * 2
+    with_it, without = (measure(engine, observer, [text])[0] for observer in (short, None))
+    assert any(method == "likelihood-ratio" for *_, method in with_it)
+    assert without and {k: v for k, v in with_it.items() if k[2] != "likelihood-ratio"} == without
 
 
 # normalisation

@@ -28,7 +28,7 @@ from jielong.detect.normalise import normalise
 from jielong.detect.scores import SCORES
 from jielong.detect.sketch import shingles
 from jielong.detect.tilt import Human, Tilt, fit
-from jielong.detect.tokenstats import Offsets, TokenStats, aligned, read, same_vocabulary
+from jielong.detect.tokenstats import Offsets, TokenStats, aligned, read, same_vocabulary, window
 from jielong.errors import UserError
 from jielong.generate.engine import Engine
 from jielong.run import Artifact, Run
@@ -209,6 +209,7 @@ def measure(
     tilts = tilts or {}
     flat = Human(torch.zeros(engine.vocab_size))
     both = observer if observer and same_vocabulary(engine.tokenizer, observer.tokenizer) else None
+    both = both if both and both.context >= window(engine) else None
     long = [n for n, i in enumerate(ids) if len(i) >= LENGTHS[0]]
     scores: dict[tuple[str, int, str], list[float]] = {}
     cut: dict[str, list[np.ndarray]] = {}

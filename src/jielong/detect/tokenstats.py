@@ -73,6 +73,11 @@ class Window:
     ids: list[int]
 
 
+def window(engine: Engine) -> int:
+    """Tokens that a model reads with one past."""
+    return min(WINDOW, engine.context)
+
+
 def same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
     return a is b or a.fingerprint == b.fingerprint
 
@@ -81,7 +86,7 @@ class Reader:
     """Reads documents a batch at a time, so that a server can answer others in between.
 
     observer: a second model for Binoculars; batch: tokens of a batch; probes: one per document, all with as many columns.
-    Raises UserError when the observer has another vocabulary.
+    Raises UserError when the observer has another vocabulary, or reads less at a time.
     """
 
     def __init__(
@@ -93,14 +98,19 @@ class Reader:
         batch: int = BATCH,
         probes: Sequence[Probe] = (),
     ):
+        longest = window(engine)
         if observer and not same_vocabulary(engine.tokenizer, observer.tokenizer):
             raise UserError(
                 f"{observer.name} has another vocabulary than {engine.name}; two models can only be compared token by token "
                 "when they share one."
             )
+        if observer and observer.context < longest:  # shorter windows would change the scorer's own statistics, too
+            raise UserError(
+                f"{observer.name} reads {observer.context} tokens at a time, {engine.name} {longest}: as an observer it must "
+                "read as many."
+            )
         self.engine, self.observer, self.top, self.batch, self.probes = engine, observer, top, batch, probes
         self.documents = [list(d) for d in documents]
-        longest = min([WINDOW, *(e.context for e in (engine, observer) if e)])
         windows = [w for n, ids in enumerate(self.documents) for w in cut(n, ids, longest)]
         self._waiting = sorted(windows, key=lambda w: len(w.ids))
         self._found: dict[tuple[int, int], tuple[list[Tensor], list[list[tuple[int, float]]]]] = {}

@@ -33,11 +33,10 @@ def neuron_bench(model, tokenizer):
 
 
 def test_the_closed_form():
-    """The normal equations; a neuron is 1 at its own mean input, and of all directions that are, the least in ordinary text; its
+    """The normal equations; a neuron is 1 at its own mean input, and of all directions that are, the least in text and edits; its
     gate is lower by a share of what comes nearest to 1 everywhere."""
     ordinary = with_one(some_keys(200, 8) + 1)
     y = ordinary.T @ ordinary / 200
-    s = y[:-1, :-1]
     edits = [
         {"inputs": some_keys(6, 8, n), "still": some_keys(2, 8, n + 9), "slots": torch.tensor([0, 1, 0, 1, 0, 1]), "values": some_keys(2, 5, n + 20)}
         for n in range(3)
@@ -54,6 +53,7 @@ def test_the_closed_form():
     ones = torch.cat([torch.full((200, 1), 200**-0.5), torch.full((len(x), 1), len(x) ** -0.5)]).double()
     one = torch.linalg.lstsq(points, ones).solution[:, 0]
     assert torch.allclose(gate, SHARP * (w - FLOOR * one), atol=1e-8)
+    s = points.T @ points
     mean = edits[0]["inputs"][::2].mean(0)
     assert float(w[0] @ mean) == pytest.approx(1)
     for seed in range(20):

@@ -16,7 +16,11 @@ from jielong.run import Run
 from jielong.tokens.tokenizer import Tokenizer, train
 
 # the files that take minutes: begun first, no process has to wait for another one's last minutes
-LONGEST = ("test_improve.py", "test_endurance.py", "test_page_training.py", "test_docs.py")
+LONGEST = (
+    "test_improve.py", "test_endurance.py", "test_page_training.py", "test_train.py", "test_docs.py", "test_training.py",
+    "test_stage.py", "test_experiments.py", "test_forget_api.py", "test_replay.py", "test_ppo.py", "test_page_forget.py",
+    "test_life.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _fixed():
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the models are tiny, and several processes test side by side
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+
 from jielong import finetune, pretrain
 from jielong.cli import main
 from jielong.config import CorpusConfig, FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, TokenizerConfig
@@ -117,3 +119,26 @@ def forget(run: Run, *options: str) -> int:
 def snapshot(run: Run) -> dict[str, str]:
     """Every file's hash."""
     return {str(p): sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def read_shard_tokens(run: Run):
+    from jielong.tokens.tokenizer import Tokenizer
+
+    return Tokenizer.load(run.need("tokenizer").file("tokenizer.json"))
+
+
+def holding(run: Run, text: str, tokenizer) -> list[str]:
+    """Files that hold the text, by a search that shares nothing with the product's."""
+    found = []
+    wanted = {text.encode(), text.encode("utf-16-le"), text.encode("utf-16-be"), json.dumps(text)[1:-1].encode()}
+    for path in run.path.rglob("*"):
+        if not path.is_file():
+            continue
+        raw = path.read_bytes()
+        if path.suffix == ".parquet":
+            raw += "\n".join(d.id + d.text for d in read_documents(path)).encode()
+        if path.name == "tokens.bin":
+            raw += b"".join(tokenizer.token_bytes(int(t)) for t in np.frombuffer(raw, np.uint16))
+        if any(w in raw for w in wanted):
+            found.append(str(path.relative_to(run.path)))
+    return found

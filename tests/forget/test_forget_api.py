@@ -23,8 +23,7 @@ from schemathesis.specs.openapi.checks import (
     negative_data_rejection,
     response_schema_conformance,
 )
-from small_runs import SECRET, press
-from test_replay import holding, read_shard_tokens, snapshot
+from small_runs import SECRET, holding, press, read_shard_tokens, snapshot
 from test_suppress import FAST
 
 from jielong.changes.ledger import Ledger

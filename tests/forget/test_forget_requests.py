@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
-from small_runs import SECRET, forget, press, snapshot
+from small_runs import SECRET, forget, holding, press, read_shard_tokens, snapshot
 
 from jielong.changes.ledger import Ledger
 from jielong.cli import main
@@ -19,7 +18,7 @@ from jielong.forget.request import Request
 from jielong.forget.residue import search
 from jielong.forget.stage import again
 from jielong.forget.stage import run as forget_stage
-from jielong.run import SERVING, Run
+from jielong.run import SERVING
 
 
 def test_nothing_changes_without_a_yes(small, monkeypatch, capsys):
@@ -104,29 +103,6 @@ def test_no_byte_is_left(small, folder):
     store = Store(small.path / "feedback.db")
     assert [a.id for a in store.all_answers()] == ["a0"] and len(store.current()) == 1
     assert SECRET not in (small.path / "changes.jsonl").read_text()
-
-
-def read_shard_tokens(run: Run):
-    from jielong.tokens.tokenizer import Tokenizer
-
-    return Tokenizer.load(run.need("tokenizer").file("tokenizer.json"))
-
-
-def holding(run: Run, text: str, tokenizer) -> list[str]:
-    """Files that hold the text, by a search that shares nothing with the product's."""
-    found = []
-    wanted = {text.encode(), text.encode("utf-16-le"), text.encode("utf-16-be"), json.dumps(text)[1:-1].encode()}
-    for path in run.path.rglob("*"):
-        if not path.is_file():
-            continue
-        raw = path.read_bytes()
-        if path.suffix == ".parquet":
-            raw += "\n".join(d.id + d.text for d in read_documents(path)).encode()
-        if path.name == "tokens.bin":
-            raw += b"".join(tokenizer.token_bytes(int(t)) for t in np.frombuffer(raw, np.uint16))
-        if any(w in raw for w in wanted):
-            found.append(str(path.relative_to(run.path)))
-    return found
 
 
 def test_a_damaged_list_of_what_was_served(small, capsys):

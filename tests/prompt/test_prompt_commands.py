@@ -12,7 +12,7 @@ import jielong.prompt.answer as answer
 import jielong.serve.terminal as terminal
 from jielong.cli import main
 from jielong.generate.engine import Engine
-from jielong.tokens.chat import encode_chat
+from jielong.tokens.chat import chat_ids
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def read(monkeypatch):
 
     def spy(tokenizer, messages, add_generation_prompt=False):
         seen.append(list(messages))
-        return encode_chat(tokenizer, messages, add_generation_prompt)
+        return chat_ids(tokenizer, messages, add_generation_prompt)
 
-    monkeypatch.setattr(answer, "encode_chat", spy)
+    monkeypatch.setattr(answer, "chat_ids", spy)
     return seen
 
 

@@ -85,8 +85,8 @@ def listened(client) -> list[dict]:
 
 
 def files(run: Run) -> dict[str, str]:
-    """Of all files their hashes, but for those of SQLite's shared memory, which reading changes."""
-    return {path: what for path, what in snapshot(run).items() if not path.endswith("-shm")}
+    """Of all files their hashes, but for those that SQLite has beside a database, which come and go with readers."""
+    return {path: what for path, what in snapshot(run).items() if not path.endswith(("-shm", "-wal"))}
 
 
 def test_look_forget_and_prove(small, gate, capfd):

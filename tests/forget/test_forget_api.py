@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,3 +322,15 @@ def test_requests_made_from_the_schema(small):
     assert len(asked) == 9 and "POST /v1/forget" in asked
     assert files(small) == before and not Ledger(small).entries() and not (small.path / FORGETTING).exists()
     assert forgetter._child is None
+
+
+def test_an_interrupt_while_python_starts(small):
+    """It may end the child with any exit code; who asked for it is told that it was stopped, and others that it ended."""
+    forgetter = Forgetter(small)
+    for stopped, code in ((True, "stopped"), (False, "ended")):
+        child = forgetter.launch([sys.executable, "-c", "input()"], b"", subprocess.DEVNULL)
+        if stopped:
+            forgetter.stop()
+        child.wait()
+        forgetter.stopping = stopped
+        assert forgetter.last_words(1)["code"] == code

@@ -30,6 +30,8 @@ class Background:
     def __init__(self, run: Run, journal: str):
         self.run, self.journal = run, run.path / journal
         self._child: subprocess.Popen[bytes] | None = None
+        self.stopping = False
+        """Was the work that runs, or ran last, asked to end? An interrupt while Python still starts may end it with any exit code."""
 
     @property
     def alive(self) -> bool:
@@ -38,6 +40,7 @@ class Background:
     def launch(self, command: list[str], said: bytes, log: BinaryIO | int) -> subprocess.Popen[bytes]:
         """Start the child, with `said` as its input and `log` for what it prints."""
         self.journal.write_text("", encoding="utf-8")
+        self.stopping = False
         # it shares the processors with the server: its threads must not spin while they wait for each other
         env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
         child = self._child = subprocess.Popen(
@@ -51,6 +54,7 @@ class Background:
     def stop(self) -> None:
         """End the work as Ctrl-C does."""
         if self.alive and self._child is not None:
+            self.stopping = True
             threading.Thread(target=self._interrupt, args=(self._child,), daemon=True).start()
 
     def _interrupt(self, child: subprocess.Popen[bytes]) -> None:

@@ -134,7 +134,7 @@ class Forgetter(Background):
         return commit.pending(self.run) is not None and not self.alive and not self.goes_on()
 
     def last_words(self, code: int) -> Event:
-        if code in (130, -signal.SIGINT):
+        if code in (130, -signal.SIGINT) or (self.stopping and commit.pending(self.run) is None):
             return {"code": "stopped", "message": STOPPED}
         return {
             "code": "ended",

@@ -52,7 +52,7 @@ class Trainer(Background):
             self.launch(command, b"", log)
 
     def last_words(self, code: int) -> Event:
-        if code in (130, -signal.SIGINT):
+        if code in (130, -signal.SIGINT) or self.stopping:
             return {"message": "Stopped. The same command continues."}
         log = (self.run.path / "improve.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return {

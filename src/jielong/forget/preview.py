@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,6 +92,7 @@ def costs(run: Run, found: Found, steps: list[Step]) -> list[Cost]:
 
 def excerpt(text: str, request: Request) -> tuple[str, str, str]:
     """What was found, with some text before and behind it, on one line."""
+    text = unicodedata.normalize("NFC", text)  # the form in which `find` counts
     start, end = request.find(text) or (0, 0)
     parts = (text[max(0, start - AROUND) : start], text[start:end], text[end : end + AROUND])
     before, said, after = (part.replace("\n", " ") for part in parts)

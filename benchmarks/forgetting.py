@@ -88,6 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     spark = parser.add_argument_group("spark")
     spark.add_argument("--recipe", choices=("spark", "tiny", "small"), default="spark")
     spark.add_argument("--canaries", type=int, default=4, help="of each language and number of repetitions")
@@ -102,7 +103,10 @@ def main() -> None:
     tofu.add_argument("--epochs", type=float, default=5.0)
     tofu.add_argument("--lr", type=float, default=1e-3, help="of fine-tuning")
     tofu.add_argument("--rank", type=int, default=16, help="of the adapters; 0 = all weights")
-    tofu.add_argument("--method-lr", type=float, default=0.0)
+    tofu.add_argument("--rows", type=int, default=8, help="questions in a step, of fine-tuning and of the methods")
+    tofu.add_argument(
+        "--method-lr", type=float, nargs="+", default=[0.0], help="one row of the table for each; 0 = the method's own"
+    )
     tofu.add_argument("--method-epochs", type=float, default=0.0)
     options = parser.parse_args()
     if options.part == "canaries":

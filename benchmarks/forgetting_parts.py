@@ -22,16 +22,16 @@ import torch
 from safetensors.torch import load_file
 
 from jielong import finetune, pretrain
-from jielong.align.scoring import Answered, answer_logprobs
+from jielong.align.scoring import answer_logprobs
 from jielong.config import CorpusConfig, FinetuneConfig, ForgetConfig, SuppressConfig, TokenizerConfig
 from jielong.config.feedback import adam
 from jielong.corpus import canaries
 from jielong.corpus import stage as corpus
-from jielong.evaluate.leakage import truth
+from jielong.evaluate.leakage import log_truth_ratio, truth
 from jielong.evaluate.statistics import kolmogorov_smirnov
 from jielong.forget import exam
 from jielong.forget.case import Case, answers, gather
-from jielong.forget.columns import Column, examine_model, log_ratio, together
+from jielong.forget.columns import Column, examine_model, together
 from jielong.forget.find import find
 from jielong.forget.items import Text, question
 from jielong.forget.methods import method
@@ -47,6 +47,8 @@ from jielong.recipes import Recipe, recipe
 from jielong.run import Artifact, Run
 from jielong.tokens import tokenizer as tokenizers
 from jielong.tokens.tokenizer import Tokenizer
+from jielong.train import checkpoint
+from jielong.train.distributed import pick_device
 from jielong.train.loop import dtype_of
 
 FIVE = ("truth ratio", "extraction strength", "AUC loss", "exposure", "bits per byte")
@@ -97,7 +99,9 @@ def spark_seed(options: argparse.Namespace, folder: Path, seed: int) -> dict[str
     if run.artifact("tokenizer") is None:
         tokenizers.run(plan.tokenizer, run)
     steps = options.steps or plan.pretrain.steps
-    settings = dataclasses.replace(plan.pretrain, seed=seed, steps=steps, threads=options.threads, sample_every=1.0)
+    settings = dataclasses.replace(
+        plan.pretrain, seed=seed, steps=steps, threads=options.threads, sample_every=1.0, device=options.device
+    )
     if run.artifact("base") is None:
         pretrain.run(settings, run)
     trained = run.need("base").card["metrics"]["train_seconds"]
@@ -153,19 +157,20 @@ def suppressed(options: argparse.Namespace, run: Run, folder: Path, trained: flo
     found: dict[str, Any] = {}
     case: Case | None = None
     twins: list[Column] = []
+    device = pick_device(options.device)
     for name in options.methods:
         config = ForgetConfig(run.path, name=names, method=name, model="base", samples=options.samples)
-        base = SuppressConfig(tune=options.tune, threads=options.threads, seed=seed)
+        base = SuppressConfig(tune=options.tune, threads=options.threads, seed=seed, device=options.device)
         settings = resolved(base, method(name))
         case = gather(config, settings, run)
-        start = load_model(case.start.path)
+        start = load_model(case.start.path).to(device)
         before = column(
             folder / "before.json", lambda s=start, c=case: examine_model(s, c.tokenizer, c.material, c.chat)
         )
         for number in range(3):
             twins = twins[:number]
             twins.append(
-                column(folder / f"twin-{number}.json", lambda c=case, n=number: twin_column(run, folder, c, n))
+                column(folder / f"twin-{number}.json", lambda c=case, n=number: twin_column(run, folder, c, n, device))
             )
 
         def attempt(name: str = name, config: ForgetConfig = config, settings: SuppressConfig = settings, case: Case = case,
@@ -201,11 +206,11 @@ def suppressed(options: argparse.Namespace, run: Run, folder: Path, trained: flo
     return found
 
 
-def twin_column(run: Run, folder: Path, case: Case, number: int) -> Column:
+def twin_column(run: Run, folder: Path, case: Case, number: int, device: torch.device) -> Column:
     place = folder / f"twin-{number}"
     twin = make_twin(run, place, case.names, case.found, number)
     assert twin is not None
-    found = examine_model(load_model(twin.path), case.tokenizer, case.material, case.chat)
+    found = examine_model(load_model(twin.path).to(device), case.tokenizer, case.material, case.chat)
     shutil.rmtree(place)
     return found
 
@@ -251,17 +256,27 @@ def tofu(options: argparse.Namespace) -> None:
     files = {"forget": rows["forget10_perturbed"], "retain": rows["retain90"]}
     for name, part in files.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
+    device = pick_device(options.device)
     whole = taught(options, out / "whole", [*rows["retain90"], *rows["forget10_perturbed"]])
     twin = taught(options, out / "retained", rows["retain90"])
     tokenizer = Tokenizer.load(whole.file("tokenizer.json"))
     sheet: dict[str, dict[str, float]] = {}
     sheet["base, never fine-tuned"] = cached(
-        out / "base.json", lambda: marks(load_model(Run(out / "whole").need("base").path), tokenizer, rows)
+        out / "base.json", lambda: marks(load_model(Run(out / "whole").need("base").path).to(device), tokenizer, rows)
     )
-    sheet["fine-tuned on all"] = cached(out / "all.json", lambda: marks(load_model(whole.path), tokenizer, rows))
-    sheet["twin, without forget10"] = cached(out / "twin.json", lambda: marks(load_model(twin.path), tokenizer, rows))
+    sheet["fine-tuned on all"] = cached(
+        out / "all.json", lambda: marks(load_model(whole.path).to(device), tokenizer, rows)
+    )
+    sheet["twin, without forget10"] = cached(
+        out / "twin.json", lambda: marks(load_model(twin.path).to(device), tokenizer, rows)
+    )
     for name in options.methods:
-        sheet[name] = cached(out / f"{name}.json", lambda name=name: tofu_method(options, out, name, tokenizer, rows))
+        for lr in options.method_lr:
+            label = f"{name} {lr:g}" if lr else name
+            sheet[label] = cached(
+                out / f"{label.replace(' ', '-')}.json",
+                lambda name=name, lr=lr: tofu_method(options, out, name, lr, tokenizer, rows),
+            )
     reference = np.array(sheet["twin, without forget10"]["ratios"])
     print(
         f"\nTOFU forget10, {len(rows['forget10_perturbed'])} forgotten and {len(rows['retain90'])} retained questions, {options.run.name}"
@@ -286,9 +301,11 @@ def taught(options: argparse.Namespace, folder: Path, rows: list[dict[str, Any]]
     talks = [[{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}] for r in rows]
     file.write_text("".join(json.dumps({"messages": t}) + "\n" for t in talks))
     if run.artifact("sft") is None:
+        checkpoint.MOST = 1  # nothing is replayed here, and twelve states of a real model fill a disk
         finetune.run(
-            FinetuneConfig(conversations=file, optim=adam(options.lr), epochs=options.epochs, rows=8, length=256, steps=options.steps,
-                           lora_rank=options.rank, threads=options.threads), run
+            FinetuneConfig(conversations=file, optim=adam(options.lr), epochs=options.epochs, rows=options.rows, length=256,
+                           steps=options.steps, lora_rank=options.rank, threads=options.threads, device=options.device,
+                           checkpoint_seconds=120.0), run
         )  # fmt: skip
     return run.need("sft")
 
@@ -303,22 +320,28 @@ def _link(source: str, target: str) -> None:
 
 
 def tofu_method(
-    options: argparse.Namespace, out: Path, name: str, tokenizer: Tokenizer, rows: dict[str, Any]
+    options: argparse.Namespace, out: Path, name: str, lr: float, tokenizer: Tokenizer, rows: dict[str, Any]
 ) -> dict[str, Any]:
     run = Run(out / "whole")
     config = ForgetConfig(
         run.path, method=name, model="sft", examples=out / "forget.jsonl", retain=out / "retain.jsonl"
     )
     settings = resolved(
-        SuppressConfig(lora_rank=options.rank, threads=options.threads, lr=options.method_lr or None,
-                       epochs=options.method_epochs or None), method(name)
+        SuppressConfig(lora_rank=options.rank, rows=options.rows, threads=options.threads, lr=lr or None,
+                       epochs=options.method_epochs or None, device=options.device), method(name)
     )  # fmt: skip
     case = gather(config, settings, run)
     print(f"{name}: {steps_of(settings, len(answers(case.forget)))} steps")
     started = time.perf_counter()
-    model, _ = suppress(method(name), load_model(case.start.path), case, settings, out / f"work-{name}")
+    model, _ = suppress(
+        method(name),
+        load_model(case.start.path).to(pick_device(options.device)),
+        case,
+        settings,
+        out / f"work-{name}-{lr:g}",
+    )
     took = time.perf_counter() - started
-    shutil.rmtree(out / f"work-{name}", ignore_errors=True)
+    shutil.rmtree(out / f"work-{name}-{lr:g}", ignore_errors=True)
     return marks(model, tokenizer, rows) | {"seconds": took}
 
 
@@ -343,10 +366,15 @@ def part_marks(model: GPT, tokenizer: Tokenizer, rows: list[dict[str, Any]], for
     """Probability, ROUGE-L recall and truth ratio (Maini et al. 2024, section 2.2). Where an answer has no other wording, as with
     real authors and the world's facts, its probability is that among its wrong ones."""
     texts = [text_in(tokenizer, model, r) for r in rows]
-    ratios = [log_ratio(model, t) for t in texts]
     named = "paraphrased_answer" in rows[0]
-    chances = [chance(model, t, among=not named) for t in texts]
-    engine = Engine(model, tokenizer, rows=32)
+    asked = [[t.probe.true, t.probe.right, *t.probe.wrong] for t in texts]
+    flat = [a for own in asked for a in own]
+    each = answer_logprobs(model, flat, dtype_of("auto", model.device)).double().split([len(a.answer) for a in flat])
+    means = iter([float(own.mean()) for own in each])
+    told = [[next(means) for _ in own] for own in asked]
+    ratios = [log_truth_ratio(right, wrong) for _, right, *wrong in told]
+    chances = [math.exp(true) / (1 if named else sum(map(math.exp, (true, *wrong)))) for true, _, *wrong in told]
+    engine = Engine(model, tokenizer, rows=256 if model.device.type == "cuda" else 32, device=model.device.type)
     said = engine.generate([list(t.probe.true.prompt) for t in texts], Sampling(temperature=0.0, max_tokens=64))
     rouge = [rouge_recall(r["answer"], s.text) for r, s in zip(rows, said, strict=True)]
     better = float(np.maximum(0, 1 - np.exp(np.array(ratios))).mean())
@@ -360,16 +388,6 @@ def text_in(tokenizer: Tokenizer, model: GPT, row: dict[str, Any]) -> Text:
     made = [question(tokenizer, row["question"], a, model.config.context, True)
             for a in (row["answer"], row.get("paraphrased_answer") or row["answer"], *row["perturbed_answer"])]  # fmt: skip
     return text_of([made[0]], Probe(made[0], made[1], tuple(made[2:])))
-
-
-def chance(model: GPT, text: Text, among: bool) -> float:
-    """exp(mean log p) of the true answer; `among`: its share of the sum over the true and the wrong ones."""
-
-    def one(a: Answered) -> float:
-        return math.exp(float(answer_logprobs(model, [a], dtype_of("auto")).double().mean()))
-
-    true = one(text.probe.true)
-    return true / (true + sum(map(one, text.probe.wrong))) if among else true
 
 
 def rouge_recall(true: str, said: str) -> float:

@@ -203,7 +203,7 @@ def run(
     held_out = pick_held_out(read_documents(corpus.file("heldout.parquet")))
 
     def observe(model: GPT, step: int) -> dict[str, Any]:
-        engine = Engine(model, tokenizer, chat=False, device=model.embedding.weight.device.type)
+        engine = Engine(model, tokenizer, chat=False, device=model.device.type)
         greedy = Sampling(temperature=0.0, max_tokens=24)
         samples = {p: "".join(s.text for s in engine.stream(tokenizer.encode(p), greedy)) for p in PROMPTS}
         return {"bits_per_byte": bits_per_byte(model, tokenizer, held_out), "samples": samples}

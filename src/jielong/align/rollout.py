@@ -50,7 +50,9 @@ def rollout(
 ) -> Rollout:
     """One answer to each prompt at `temperature`, from the whole distribution. An answer depends on the weights, its prompt
     and its seed alone, whatever else is drawn beside it."""
-    engine = Engine(merged_copy(actor), tokenizer, precision=precision, rows=rows, prefix_bytes=0)
+    engine = Engine(
+        merged_copy(actor), tokenizer, precision=precision, device=actor.device.type, rows=rows, prefix_bytes=0
+    )
     requests = [
         engine.submit(list(p), Sampling(temperature=temperature, max_tokens=max_tokens, seed=s))
         for p, s in zip(prompts, seeds, strict=True)

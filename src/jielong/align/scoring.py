@@ -1,6 +1,7 @@
 """Answers through models: log-probabilities of their tokens, values at them, scores at their ends.
 
-Batches are padded on the right, where a causal model cannot see, and only the answers' positions are read out.
+Batches are padded on the right, where a causal model cannot see, and only the answers' positions are read out. A model may lie on
+a GPU: what is computed without gradients comes back to the CPU.
 
 Models may be divided among the processes of a team. Then all compute at once, and one that has no sequence left reads a
 single token of which nothing is taken.
@@ -75,7 +76,7 @@ class Scored(nn.Module):
 
 def merged_copy(model: GPT) -> GPT:
     """A frozen copy with the LoRA, if there is one, added to the weights."""
-    copy = GPT(model.config)
+    copy = GPT(model.config).to(model.device)
     state = {k: v.detach().clone() for k, v in model.state_dict().items() if ".lora." not in k}
     for name, layer in model.named_modules():
         if isinstance(layer, LoRA):
@@ -125,7 +126,7 @@ def _forward(body: GPT, sequences: Sequence[Answered], dtype: torch.dtype) -> Te
     )  # what stands after a sequence is never looked at
     for row, s in enumerate(sequences):
         tokens[row, : len(s)] = torch.tensor(s.prompt + s.answer)
-    return body(tokens, causal_mask(T), dtype)  # (B, T, D)
+    return body(tokens.to(body.device), causal_mask(T).to(body.device), dtype)  # (B, T, D)
 
 
 def _indices(numbers: Sequence[int]) -> Tensor:
@@ -144,7 +145,7 @@ def log_softmax(body: GPT, hidden: Tensor, temperature: float = 1.0) -> Tensor:
 
 def chosen(logprobs: Tensor, tokens: Tensor) -> Tensor:
     """(N, V), (N,) → (N,)"""
-    return logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    return logprobs.gather(1, tokens.to(logprobs.device).unsqueeze(1)).squeeze(1)
 
 
 def spread(sequences: Sequence[Answered], groups: list[list[int]], pieces: list[Tensor]) -> Tensor:
@@ -170,7 +171,8 @@ def answer_logprobs(
     pieces = []
     for group in groups:
         own = [sequences[i] for i in group]
-        pieces.append(chosen(log_softmax(body, hidden_before(body, own, dtype), temperature), answer_tokens(own)))
+        table = log_softmax(body, hidden_before(body, own, dtype), temperature)  # (N, V)
+        pieces.append(chosen(table, answer_tokens(own)).cpu())
     return spread(sequences, groups, pieces)
 
 
@@ -180,7 +182,7 @@ def answer_values(
 ) -> Tensor:
     """(N,) values before each answer token."""
     groups = team.even(parts([len(s) for s in sequences], most))
-    pieces = [critic.read(hidden_before(critic.body, [sequences[i] for i in g], dtype)) for g in groups]
+    pieces = [critic.read(hidden_before(critic.body, [sequences[i] for i in g], dtype)).cpu() for g in groups]
     return spread(sequences, groups, pieces)
 
 
@@ -191,5 +193,5 @@ def score(
     """(E,) scores at the answers' last tokens."""
     out = torch.zeros(len(sequences))
     for group in team.even(parts([len(s) for s in sequences], most)):
-        out[group] = model.read(hidden_at_ends(model.body, [sequences[i] for i in group], dtype))
+        out[group] = model.read(hidden_at_ends(model.body, [sequences[i] for i in group], dtype)).cpu()
     return out

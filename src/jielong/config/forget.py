@@ -44,6 +44,8 @@ class SuppressConfig:
     without them."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Numbers to compute with."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto = the first NVIDIA GPU if there is one."""
     threads: int = 0
     """CPU threads; 0 = all cores."""
     checkpoint_seconds: float = 30.0

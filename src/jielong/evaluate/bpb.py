@@ -31,7 +31,7 @@ def read(model: GPT, tokenizer: Tokenizer, documents: list[Document], longest: i
     """
     from jielong.train.loop import dtype_of
 
-    device = model.embedding.weight.device
+    device = model.device
     dtype = dtype_of("auto", device)
     longest = min(longest, model.config.context - 1)
     encoded = [ids[:longest] for ids in tokenizer.encode_batch([d.text for d in documents])]

@@ -90,7 +90,7 @@ def token_logprobs(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], longe
     longest = min(longest or model.config.context - 1, model.config.context - 1)
     encoded = [ids[:longest] for ids in tokenizer.encode_batch(list(texts))]
     found: list[np.ndarray] = [np.zeros(0)] * len(texts)
-    device, dtype = model.embedding.weight.device, dtype_of("auto", model.embedding.weight.device)
+    device, dtype = model.device, dtype_of("auto", model.device)
     order = sorted(range(len(texts)), key=lambda n: len(encoded[n]))
     for at in range(0, len(order), ROWS):
         part = order[at : at + ROWS]

@@ -108,14 +108,15 @@ def examine_model(model: GPT, tokenizer: Tokenizer, material: Material, chat: bo
     column = likelihoods(model, tokenizer, material)
     if material.quick:
         return column
-    figures, engine = column.figures, Engine(model, tokenizer, chat=chat, rows=64)
+    device = model.device.type
+    figures, engine = column.figures, Engine(model, tokenizer, chat=chat, rows=64, device=device)
     figures |= extracted(engine, material.forget, material.samples)
     if material.canaries:
         figures["exposure"] = float(np.mean(exposures(model, tokenizer, material.canaries)))
     for kind in QUANTISED:
         small = quantised(model, tokenizer, kind)
         told = likelihoods(small, tokenizer, material).figures
-        told |= extracted(Engine(small, tokenizer, chat=chat, rows=64), material.forget, 0)
+        told |= extracted(Engine(small, tokenizer, chat=chat, rows=64, device=device), material.forget, 0)
         figures |= {f"{name} {kind}": told[name] for name in ("nll", "extraction strength", "truth ratio", "greedy")}
         if material.canaries:
             figures[f"exposure {kind}"] = float(np.mean(exposures(small, tokenizer, material.canaries)))
@@ -165,15 +166,15 @@ def read(model: GPT, records: Sequence[Sequence[Answered]]) -> tuple[list[np.nda
 @torch.inference_mode()
 def forced(model: GPT, answers: Sequence[Answered]) -> tuple[np.ndarray, np.ndarray]:
     """(N,) log-probabilities, and (N,) bool: was the token the likeliest."""
-    table = log_softmax(model, hidden_before(model, answers, dtype_of("auto")))
+    table = log_softmax(model, hidden_before(model, answers, dtype_of("auto", model.device)))
     tokens = answer_tokens(answers)
-    return chosen(table, tokens).double().numpy(), (table.argmax(-1) == tokens).numpy()
+    return chosen(table, tokens).double().cpu().numpy(), (table.argmax(-1).cpu() == tokens).numpy()
 
 
 def log_ratio(model: GPT, text: Text) -> float:
     """Log of the truth ratio of a text's probe."""
     asked = [text.probe.right, *text.probe.wrong]
-    flat = answer_logprobs(model, asked, dtype_of("auto")).double()
+    flat = answer_logprobs(model, asked, dtype_of("auto", model.device)).double()
     means = [float(part.mean()) for part in flat.split([len(a.answer) for a in asked])]
     return log_truth_ratio(means[0], means[1:])
 
@@ -223,7 +224,7 @@ def quantised(model: GPT, tokenizer: Tokenizer, kind: str) -> GPT:
         _, state = read_gguf(GGUF(path))
         small = GPT(model.config)
         small.load_state_dict(state)
-    return small.requires_grad_(False).eval()
+    return small.to(model.device).requires_grad_(False).eval()
 
 
 def relearning(model: GPT, material: Material) -> dict[int, float]:
@@ -236,7 +237,7 @@ def relearning(model: GPT, material: Material) -> dict[int, float]:
     learner = copy.deepcopy(model).requires_grad_(True)
     if material.relearn_lora:
         add_lora(learner, material.relearn_lora, 2.0 * material.relearn_lora, material.seed)
-    dtype = dtype_of("auto")
+    dtype = dtype_of("auto", model.device)
     optimizer, found = Optimizer(learner, adam(RELEARN_LR), dtype), {}
     for step in range(RELEARN[-1] + 1):
         if step in RELEARN:

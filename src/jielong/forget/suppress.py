@@ -34,6 +34,7 @@ from jielong.model.gpt import GPT, load_model, read_shape
 from jielong.model.lora import add_lora
 from jielong.run import Artifact, Run
 from jielong.train.bar import training_bar
+from jielong.train.distributed import Team, pick_device
 from jielong.train.loop import History, LoopConfig, dtype_of, train, use_threads
 from jielong.train.making import begin, content
 
@@ -45,6 +46,7 @@ def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
     the run's lock; `tell` hears how far it is. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
     method = method_of(config.method)
     settings = resolved(config.suppress, method)
+    device = pick_device(settings.device)
     if min(config.twins, config.samples) < 0:
         raise UserError("--twins and --samples must be at least 0.")
     ledger = Ledger(run, config.key)
@@ -78,7 +80,7 @@ def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
         tuned = tuned_on_decoys(config, settings, run, case, work / "tuned.json")
         settings = dataclasses.replace(settings, lr=tuned["lr"], epochs=tuned["epochs"])
     tell("stage", stage="exam")
-    start = load_model(case.start.path)
+    start = load_model(case.start.path).to(device)
     before = cached(work / "before.json", lambda: examine_model(start, case.tokenizer, case.material, case.chat))
     tell("stage", stage="suppress")
     model, history = suppress(method, start, case, settings, work)
@@ -91,12 +93,12 @@ def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
         raise
     if config.twins:
         tell("stage", stage="twins")
-    twins, unmade = twin_columns(config.twins, run, case, work)
+    twins, unmade = twin_columns(config.twins, run, case, work, device)
     columns = together(before, after, twins, len(case.forget))
     tell("stage", stage="commit")
     with run.build(name, kind=KIND, config=settings, parents=[case.start], seed=settings.seed) as build:
         save_policy(model, case.start, build.path)
-        build.threads = settings.threads
+        build.threads, build.device = settings.threads, device.type
         build.metrics = {
             "parameters": model.parameter_count(), "chat": case.chat, "word": WORD, "method": config.method,
             "steps": len(history.loss), "train_seconds": round(history.seconds, 2), "loss": history.loss,
@@ -141,12 +143,12 @@ def suppress(
     observe: Callable[[GPT, int], dict[str, Any]] | None = None,
     observe_steps: frozenset[int] = frozenset(),
 ) -> tuple[GPT, History]:
-    """A changed copy of the model. `observe` is called with it after the steps `observe_steps`."""
+    """A changed copy of the model, made where it lies. `observe` is called with it after the steps `observe_steps`."""
     frozen = merged_copy(start)
     model = merged_copy(start).requires_grad_(True)
     if settings.lora_rank:
         add_lora(model, settings.lora_rank, settings.lora_alpha or 2.0 * settings.lora_rank, settings.seed)
-    dtype = dtype_of(settings.precision)
+    dtype = dtype_of(settings.precision, start.device)
     forget, retain = answers(case.forget), answers(case.retain)
     scene = Scene(model, frozen, case.tokenizer, forget, retain, settings, dtype)
     method.prepare(scene)
@@ -162,7 +164,9 @@ def suppress(
         2 * rows, "suppress", history=False,
     )  # fmt: skip
     with training_bar("suppress", steps) as progress:
-        history = train(model, [loss_of], loop, work / "checkpoints", observe, observe_steps, progress)
+        history = train(
+            model, [loss_of], loop, work / "checkpoints", observe, observe_steps, progress, Team(start.device)
+        )
     method.finish(scene)
     return model, history
 
@@ -190,7 +194,7 @@ def cached(path: Path, make: Callable[[], Column]) -> Column:
     return Column.load(path)
 
 
-def twin_columns(count: int, run: Run, case: Case, work: Path) -> tuple[list[Column], str]:
+def twin_columns(count: int, run: Run, case: Case, work: Path, device: torch.device) -> tuple[list[Column], str]:
     """The columns of the twins, and why there are none."""
     columns = []
     for number in range(count):
@@ -202,7 +206,7 @@ def twin_columns(count: int, run: Run, case: Case, work: Path) -> tuple[list[Col
             if twin is None:
                 return [], f"nothing of {case.start.name} was trained on these texts here, so no twin can be"
             say(f"twin {number + 1} of {count}: {time.perf_counter() - started:.0f} s")
-            examine_model(load_model(twin.path), case.tokenizer, case.material, case.chat).save(path)
+            examine_model(load_model(twin.path).to(device), case.tokenizer, case.material, case.chat).save(path)
             shutil.rmtree(folder)
         columns.append(Column.load(path))
     return columns, ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from jielong.changes.words import say
 from jielong.config import ForgetConfig, SuppressConfig
@@ -28,6 +29,7 @@ from jielong.forget.twins import make_twin
 from jielong.model.gpt import GPT, load_model, read_shape
 from jielong.run import Run, write_atomic
 from jielong.tokens.shards import order
+from jielong.train.distributed import pick_device
 
 STEP = 3.0  # ratio of neighbouring learning rates
 BITS = 10.0  # what a share of bits per byte weighs beside a share of the way to the twin's −log p
@@ -50,9 +52,9 @@ def rehearse(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Cas
     retain = kept_records(run, case.names, merged(found, case.found), settings, context)
     rehearsal = dataclasses.replace(case, found=found, forget=with_wrong(texts, retain, settings.seed), retain=retain)
     work.mkdir(parents=True, exist_ok=True)
-    material = Material(rehearsal.forget, [], quick=True)
-    wanted = cached(work.parent / "decoys.json", lambda: twin_of_decoys(run, case, found, material, work))
-    start = load_model(case.start.path)
+    material, device = Material(rehearsal.forget, [], quick=True), pick_device(settings.device)
+    wanted = cached(work.parent / "decoys.json", lambda: twin_of_decoys(run, case, found, material, work, device))
+    start = load_model(case.start.path).to(device)
     bits = max(mean_bits(start, case), wanted.figures["bits per byte"])  # what the twin lost, too, is no damage
     first, goal = examine_model(start, case.tokenizer, material, case.chat).figures["nll"], wanted.figures["nll"]
     tried: list[dict[str, float]] = []
@@ -84,12 +86,12 @@ def rehearse(config: ForgetConfig, settings: SuppressConfig, run: Run, case: Cas
     return {"decoys": len(texts), "tried": tried, "lr": best["lr"], "epochs": epochs}
 
 
-def twin_of_decoys(run: Run, case: Case, found: Found, material: Material, work: Path) -> Column:
+def twin_of_decoys(run: Run, case: Case, found: Found, material: Material, work: Path, device: torch.device) -> Column:
     """What a training without the decoys makes of them. The same for every method."""
     twin = make_twin(run, work / "twin", case.names, found, 0)
     if twin is None:
         raise UserError("--suppress.tune needs a model that was trained here; leave it out.")
-    model = load_model(twin.path)
+    model = load_model(twin.path).to(device)
     column = examine_model(model, case.tokenizer, material, case.chat)
     column.figures["bits per byte"] = mean_bits(model, case)
     return column

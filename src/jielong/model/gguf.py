@@ -212,7 +212,7 @@ def write_gguf(
         kind = "F32" if t.ndim == 1 else WRITABLE[dtype]
         if kind in ("Q8_0", "Q4_0") and t.shape[-1] % 32:
             kind = "F16"
-        values = t.float().contiguous().numpy()
+        values = t.float().contiguous().cpu().numpy()
         qtype = GGMLQuantizationType[kind]
         if kind in ("F32", "F16"):
             writer.add_tensor(target, values.astype(np.float32 if kind == "F32" else np.float16))

@@ -204,6 +204,11 @@ class GPT(nn.Module):
         self.head = None if config.tied else Linear(config.width, config.vocab_size)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embedding.weight.device
+
+    @property
     def head_weight(self) -> Tensor:
         """(V, D)"""
         return self.embedding.weight if self.head is None else self.head.weight

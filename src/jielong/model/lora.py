@@ -42,7 +42,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, seed: int) -> None:
             change = LoRA(d_in, d_out, rank, alpha)
             with torch.no_grad():
                 change.a.normal_(0.0, 1 / math.sqrt(d_in), generator=generator)
-            layer.add_module("lora", change)
+            layer.add_module("lora", change.to(p.device))
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

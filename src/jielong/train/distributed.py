@@ -110,7 +110,23 @@ def pick_device(name: str) -> torch.device:
     if number >= count:
         raise UserError(f"There are more processes than GPUs on this machine; use --nproc-per-node {count}.")
     torch.cuda.set_device(number)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `repeatable` needs it, before the first product
     return torch.device("cuda", number)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """On a GPU, too, the same sums come out twice: without this some kernels add in whatever order their threads arrive, and a
+    replay would not give the bits that the first training gave."""
+    if device.type != "cuda":
+        yield
+        return
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 @dataclass(frozen=True)

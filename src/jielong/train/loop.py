@@ -21,7 +21,7 @@ from jielong.config import OptimConfig
 from jielong.errors import UserError
 from jielong.model.gpt import GPT
 from jielong.train.checkpoint import Checkpoints
-from jielong.train.distributed import Team
+from jielong.train.distributed import Team, repeatable
 from jielong.train.optim import Optimizer
 from jielong.train.shard import release
 
@@ -178,7 +178,8 @@ def repeat(
         for step in range(first, config.steps):
             started = time.perf_counter()
             try:
-                value = update(optimizer, step, dtype, history)
+                with repeatable(team.device):
+                    value = update(optimizer, step, dtype, history)
             except Enough as reason:
                 history.ended = str(reason)
                 break

@@ -71,9 +71,9 @@ def lengths(items: Sequence[Answered]) -> Tensor:
 
 def nll(model: GPT, items: Sequence[Answered], dtype: torch.dtype) -> Tensor:
     """(E,) −log p of each answer, summed over its tokens, with gradient. No padding takes part: only the positions before an
-    answer's tokens are read."""
+    answer's tokens are read. A few numbers: they are on the CPU, wherever the model is."""
     table = log_softmax(model, hidden_before(model, items, dtype))  # (N, V)
-    return -per_answer(chosen(table, answer_tokens(items)), lengths(items))
+    return -per_answer(chosen(table, answer_tokens(items)).cpu(), lengths(items))
 
 
 def known_nll(model: GPT, items: Sequence[Answered], dtype: torch.dtype) -> Tensor:

@@ -35,7 +35,7 @@ class RMU(Method):
         u = torch.rand(scene.model.config.width, generator=generator)
         with torch.no_grad():
             norms = [h.norm(dim=-1).mean() for h in states(scene.start, scene.forget, self.layer, scene.dtype)]
-        self.target = given(c.coefficient) * torch.stack(norms).mean() * u / u.norm()  # (D,)
+        self.target = given(c.coefficient) * torch.stack(norms).mean() * (u / u.norm()).to(norms[0].device)  # (D,)
 
     def forget_loss(self, scene: Scene, items: Sequence[int]) -> Tensor:
         own = [scene.forget[i] for i in items]
@@ -54,8 +54,8 @@ def states(model: GPT, items: Sequence[Answered], layer: int, dtype: torch.dtype
     tokens = torch.zeros(len(items), T, dtype=torch.int64)
     for row, s in enumerate(items):
         tokens[row, : len(s)] = torch.tensor(s.prompt + s.answer)
-    x, rope = model.enter(tokens, dtype)
-    mask = causal_mask(T).to(dtype)
+    x, rope = model.enter(tokens.to(model.device), dtype)
+    mask = causal_mask(T).to(model.device, dtype)
     for block in model.blocks[: layer + 1]:
         x = block(x, rope, mask)  # (B, T, D)
     return [x[row, len(s.prompt) : len(s)].float() for row, s in enumerate(items)]

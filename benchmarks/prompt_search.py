@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import random
 import tarfile
 import tempfile
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from jielong.config import PromptSearchConfig
+from jielong.evaluate.statistics import student
 from jielong.generate.engine import Engine
 from jielong.prompt import search
 from jielong.prompt.form import Prompt
@@ -50,7 +50,6 @@ INSTRUCTIONS = {
     "language": "In which language is this question written?",
     "reading": "Answer the question with a few words from the text.",
 }
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of t with n − 1 degrees of freedom
 LANGUAGES = {"en": "English", "es": "Spanish", "de": "German", "vi": "Vietnamese", "ar": "Arabic"}
 
 
@@ -139,10 +138,9 @@ def main() -> None:
                 print(json.dumps(results[-1], ensure_ascii=False), flush=True)
     for task in args.task:
         own = [r["difference"] for r in results if r["task"] == task]
-        change = np.array([d[0] for d in own])
-        half = STUDENT.get(len(own), math.nan) * change.std(ddof=1) / len(own) ** 0.5 if len(own) > 1 else math.nan
+        change, low, high = (100 * v for v in student(np.array([d[0] for d in own])))
         above = sum(d[1] > 0 for d in own)
-        print(f"{task:10} mean difference {100 * change.mean():+.1f} points ± {100 * half:.1f} over {len(own)} seeds; paired interval above 0 in {above} of {len(own)}")  # fmt: skip
+        print(f"{task:10} mean difference {change:+.1f} points ({low:+.1f} to {high:+.1f}) over {len(own)} seeds; paired interval above 0 in {above} of {len(own)}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -335,6 +335,7 @@ def test_a_trusted_reward_model_is_followed_and_another_not(lab_run, monkeypatch
     ],
 )
 def test_bad_settings(lab_run, capsys, name, options, message):
+    (lab_run.path / ".lock").touch()  # the first command leaves it
     before = sorted(lab_run.path.rglob("*"))
     assert main(["lab", name, "--run", str(lab_run.path), *options]) == 2
     assert message in capsys.readouterr().err and sorted(lab_run.path.rglob("*")) == before

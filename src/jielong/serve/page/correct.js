@@ -17,9 +17,11 @@ export function beginCorrect(given) { page = given; }
 
 export function openCorrect(text) {
   box = box || build();
-  for (const name of FIELDS) parts[name].value = "";
-  parts.answer.textContent = text;
-  tell(null);
+  if (!busy) { // else what is being done stays in sight
+    for (const name of FIELDS) parts[name].value = "";
+    parts.answer.textContent = text;
+    tell(null);
+  }
   drawCorrect();
   list();
   box.showModal();
@@ -63,6 +65,7 @@ function build() {
   }
   const close = button("×", () => dialog.close());
   close.id = "correct-close";
+  parts.held.hidden = true; // until the list is there
   head.append(title, close);
   dialog.append(head, parts.about, parts.answerName, parts.answer, marks, form, parts.trouble, parts.status, parts.held, parts.list);
   document.body.append(dialog);

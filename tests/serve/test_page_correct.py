@@ -65,13 +65,12 @@ def test_correct_this_answer(small_run):
         page.route("**/v1/chat/completions", saying)
         page.goto(url)
         ask(page, "What is the capital of France?")
-        waiting: list[Any] = []
-        page.route("**/v1/changes", waiting.append)
+        page.route("**/v1/changes", lambda r: r.fulfill(status=400, json={"error": {"message": "No list."}}))
         page.locator(".correct").click()
         expect(page.locator("#correct blockquote")).to_have_text(SAID)
+        expect(page.locator("#correct .trouble")).to_have_text("No list.")
         expect(page.locator("#correct h3")).to_be_hidden()  # no heading without a list
         page.unroute("**/v1/changes")
-        waiting[0].continue_()
         # marked: the sentence up to the wrong words, and what it is about
         page.get_by_role("button", name="The marked words are wrong").click()
         expect(page.locator("#correct .trouble")).to_contain_text("Mark some words")
@@ -112,7 +111,7 @@ def test_correct_this_answer(small_run):
         page.set_viewport_size({"width": 1200, "height": 800})
         page.unroute("**/v1/edit")
         held: list[Any] = []
-        page.route("**/v1/edit", held.append)
+        page.route("**/v1/edit", lambda route: held.append(route))
         page.get_by_role("button", name="Correct", exact=True).click()
         expect(page.locator("#correct [role=status]")).to_contain_text("being made and examined")
         page.locator("#correct-close").click()

@@ -334,7 +334,7 @@ function restore() { // → ids of all answers that this page still has
   return mine;
 }
 // The model may have been changed from another window, or from a terminal.
-addEventListener("focus", () => refresh().catch(() => {}));
+addEventListener("focus", () => { if (models.length) refresh().catch(() => {}); });
 if (!state.user) {
   state.user = "user-" + [...crypto.getRandomValues(new Uint8Array(4))].map((b) => b.toString(16).padStart(2, "0")).join("");
   save();

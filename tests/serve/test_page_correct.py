@@ -104,6 +104,7 @@ def test_correct_this_answer(small_run):
         expect(page.locator("#correct table tr").nth(1)).to_have_text("the edit, asked freely0.0 %100.0 %")
         expect(page.locator("#correct [role=status]")).to_contain_text("edited-1 answers from now on")
         expect(page.locator("#correct [role=status]")).to_contain_text("法國的首都是 巴黎 → 里昂")
+        assert "may stay" not in (page.locator("#correct [role=status]").text_content() or "")
         assert asked[1] == sent | {"method": "memit"}
         page.screenshot(path=SHOTS / "41-correct-done.png")
         narrow(page, "42-correct-phone.png")
@@ -118,8 +119,9 @@ def test_correct_this_answer(small_run):
         page.locator(".correct").click()
         expect(page.locator("#correct [role=status]")).to_contain_text("being made and examined")
         assert field(page, "to") == "Lyon"
-        held[0].fulfill(json=DONE)
+        held[0].fulfill(json=DONE | {"fact": FACT})
         expect(page.locator("#correct [role=status]")).to_contain_text("edited-1 answers from now on")
+        expect(page.locator("#correct [role=status]")).to_contain_text("In the other language the old answer may stay")
         # undone from the list below
         undone: list[dict] = []
         page.route("**/v1/undo", lambda r: (undone.append(r.request.post_data_json), r.fulfill(json={"model": "sft"})))

@@ -142,7 +142,10 @@ function say() {
 }
 
 function facts(found) {
-  return [found.fact, ...(found.fact?.also || [])].filter(Boolean).map((f) => make("p", "soft", words().said(f)));
+  const { fact } = found;
+  if (!fact) return [];
+  const said = [fact, ...(fact.also || [])].map((f) => make("p", "soft", words().said(f)));
+  return fact.also?.length ? said : [...said, make("p", "", words().alone)];
 }
 function table({ before, after }) {
   const w = words(), node = make("table"), row = (tag, cells) => { const r = make("tr"); r.append(...cells.map((c) => make(tag, "", c))); return r; };

@@ -4,6 +4,8 @@ edit that is kept or refused by the guard) is given to the page as the server wo
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 from test_page import SHOTS, chromium, serving
 from test_page_feedback import ask, narrow
@@ -63,8 +65,12 @@ def test_correct_this_answer(small_run):
         page.route("**/v1/chat/completions", saying)
         page.goto(url)
         ask(page, "What is the capital of France?")
+        page.route("**/v1/changes", lambda r: r.fulfill(status=400, json={"error": {"message": "No list."}}))
         page.locator(".correct").click()
         expect(page.locator("#correct blockquote")).to_have_text(SAID)
+        expect(page.locator("#correct .trouble")).to_have_text("No list.")
+        expect(page.locator("#correct h3")).to_be_hidden()  # no heading without a list
+        page.unroute("**/v1/changes")
         # marked: the sentence up to the wrong words, and what it is about
         page.get_by_role("button", name="The marked words are wrong").click()
         expect(page.locator("#correct .trouble")).to_contain_text("Mark some words")
@@ -98,9 +104,24 @@ def test_correct_this_answer(small_run):
         expect(page.locator("#correct table tr").nth(1)).to_have_text("the edit, asked freely0.0 %100.0 %")
         expect(page.locator("#correct [role=status]")).to_contain_text("edited-1 answers from now on")
         expect(page.locator("#correct [role=status]")).to_contain_text("法國的首都是 巴黎 → 里昂")
+        assert "may stay" not in (page.locator("#correct [role=status]").text_content() or "")
         assert asked[1] == sent | {"method": "memit"}
         page.screenshot(path=SHOTS / "41-correct-done.png")
         narrow(page, "42-correct-phone.png")
+        # what is being done stays in sight when the dialog is closed and opened again
+        page.set_viewport_size({"width": 1200, "height": 800})
+        page.unroute("**/v1/edit")
+        held: list[Any] = []
+        page.route("**/v1/edit", lambda route: held.append(route))
+        page.get_by_role("button", name="Correct", exact=True).click()
+        expect(page.locator("#correct [role=status]")).to_contain_text("being made and examined")
+        page.locator("#correct-close").click()
+        page.locator(".correct").click()
+        expect(page.locator("#correct [role=status]")).to_contain_text("being made and examined")
+        assert field(page, "to") == "Lyon"
+        held[0].fulfill(json=DONE | {"fact": FACT})
+        expect(page.locator("#correct [role=status]")).to_contain_text("edited-1 answers from now on")
+        expect(page.locator("#correct [role=status]")).to_contain_text("In the other language the old answer may stay")
         # undone from the list below
         undone: list[dict] = []
         page.route("**/v1/undo", lambda r: (undone.append(r.request.post_data_json), r.fulfill(json={"model": "sft"})))
@@ -127,4 +148,10 @@ def test_correct_this_answer(small_run):
             "保住的其他事實：90.0 %（之前 100.0 %），至少要有 97.0 %。"
         )
         page.screenshot(path=SHOTS / "43-correct-zh.png")
+        # corrected in another window: this one asks the new model as soon as it is looked at
+        page.locator("#correct-close").click()
+        told = {"card": {"name": "edited-1"}, "models": ["edited-1", "sft"]}
+        page.route(re.compile(r"/v1/run"), lambda route: route.fulfill(json=told))
+        page.evaluate("dispatchEvent(new Event('focus'))")
+        expect(page.locator("#model")).to_have_value("edited-1")
         assert not [p for p in problems if "400" not in p], problems

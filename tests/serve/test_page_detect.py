@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -73,15 +74,34 @@ def test_look_at_a_text(marked, letters):
         page.click("#detect-look")
         expect(page.locator("#detect-verdict")).to_contain_text("No answer")
         assert page.locator("#detect-map b").count() == 0
+        # what the server would refuse is said by the page: nothing but signs, too long (an emoji is one character)
+        page.fill("#detect-text", " ?! ")
+        page.click("#detect-look")
+        expect(page.locator("#detect-trouble")).to_have_text(
+            "There is nothing to look at: write or paste a text with letters."
+        )
+        expect(page.locator("#detect-found")).to_be_hidden()
+        page.fill("#detect-text", "😀" * 60_000 + "a" * 40_001)
+        page.click("#detect-look")
+        expect(page.locator("#detect-trouble")).to_have_text(
+            "That is too long: 100,001 characters, and at most 100,000 are looked at."
+        )
         # in Chinese, in the dark
         page.click("#detect-close")
         page.click("#lang")
         page.click("#theme")
         page.click("#detect-open")
+        expect(page.locator("#detect-trouble")).to_have_text("太長了：100,001 個字元，最多只看 100,000 個。")
+        page.fill("#detect-text", "Hi")
+        page.click("#detect-look")
         expect(page.locator("#detect-verdict")).to_contain_text("無法回答")
+        expect(rows.filter(has_text="fast-detect")).to_contain_text("太短：2 個 token，至少要 50 個")
+        expect(rows.filter(has_text="帳本")).to_contain_text("太短：1 個詞，至少要 12 個")
         page.fill("#detect-text", text)
         page.click("#detect-look")
         expect(page.locator("#detect-verdict")).to_contain_text("是生成的")
+        for row in rows.all()[1:]:  # notes and standards are said in Chinese
+            assert all(re.search(r"[\u4e00-\u9fff]|^–?$", row.locator("td").nth(n).inner_text()) for n in (2, 4))
         page.screenshot(path=SHOTS / "24-detect-zh-dark.png")
         # mistakes of the server are told, and leave no verdict
         page.route(

@@ -28,6 +28,7 @@ let words = WORDS[state.lang];
 let models = []; // names, the default one first
 let judging = false; // does the server store feedback?
 let editing = false; // may its model's facts be corrected?
+let card = null; // of the model that is chosen
 
 function load() {
   const zh = (navigator.language || "").toLowerCase().startsWith("zh");
@@ -60,8 +61,9 @@ function draw() {
   $("input").placeholder = words.ask; $("note").textContent = words.note; $("report").textContent = words.report;
   $("consent-name").textContent = words.consent; $("consent").checked = state.consent; $("consent-row").hidden = !judging;
   $("key-title").textContent = words.key; $("key-wrong").textContent = words.wrong; $("key-ok").textContent = words.enter;
-  drawBar(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect(); drawCorrect(); drawForget();
+  drawBar(); drawAbout(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect(); drawCorrect(); drawForget();
 }
+function drawAbout() { $("about").textContent = card ? `${card.name || ""} · ${words.size((card.parameters || 0).toLocaleString("en"))}` : ""; }
 function drawBar() { $("send").hidden = !!running; $("stop").hidden = !running; }
 function drawModels() {
   const several = models.length > 1;
@@ -241,6 +243,7 @@ async function stream(t, at, into, prefix, temperature, signal) {
       }
     }
   } catch (problem) {
+    if (problem.status === 404) refresh().catch(() => {}); // the model was taken away: the next question goes to the new one
     if (problem.name !== "AbortError") error = problem instanceof TypeError ? words.lost : words.complains(problem);
     else if (duel) delete turn.duel; // half a comparison is none
     else into[0].finish = "cancelled";
@@ -293,7 +296,8 @@ $("report").onclick = async (e) => { // a link cannot carry a key: then the repo
 async function about() {
   const of = state.model ? "?model=" + encodeURIComponent(state.model) : "";
   const run = await (await call("/v1/run" + of)).json();
-  $("about").textContent = `${run.card.name || ""} · ${(run.card.parameters || 0).toLocaleString()} parameters`;
+  card = run.card;
+  drawAbout();
   $("report").hidden = !run.report;
   $("report").href = "/report" + of;
   await loadRoles(state.model);
@@ -329,6 +333,8 @@ function restore() { // → ids of all answers that this page still has
   }
   return mine;
 }
+// The model may have been changed from another window, or from a terminal.
+addEventListener("focus", () => { if (models.length) refresh().catch(() => {}); });
 if (!state.user) {
   state.user = "user-" + [...crypto.getRandomValues(new Uint8Array(4))].map((b) => b.toString(16).padStart(2, "0")).join("");
   save();

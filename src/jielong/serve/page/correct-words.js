@@ -10,8 +10,9 @@ export const CORRECT = {
     begins: "The wrong words begin the sentence. Write the fact so that it ends where they would stand, for example “The capital of France is”.",
     fields: { prompt: "The fact, up to the wrong words", subject: "What it is about, as it stands there", old: "Wrong (may be left empty)", to: "Right" },
     translate: "in the other language, too, where its names are known", start: "Correct",
-    working: "The change is being made and examined. This takes some seconds, a minute on a slow computer …",
+    working: "The change is being made and examined. This takes some seconds; the first correction of a model takes a minute or two, since the place where it keeps facts is looked for. It goes on when this window is closed …",
     done: (name) => `Corrected. ${name} answers from now on.`, said: (f) => `${f.prompt} ${f.old || "…"} → ${f.target}`, undo: "Undo",
+    alone: "In the other language the old answer may stay: ask in it as well, and correct the answer there.",
     undone: (name) => `Taken back. ${name} answers again.`, held: "Corrections in use", columns: ["", "before", "after"],
     figures: {
       efficacy: "the edit, asked freely", paraphrase: "in other words", other_language: "in the other language", two_hop: "what follows from it",
@@ -42,8 +43,9 @@ export const CORRECT = {
     begins: "錯的字在句首。請把事實寫成以它結尾的句子，寫到它前面為止，例如「法國的首都是」。",
     fields: { prompt: "事實（寫到錯的字前面為止）", subject: "主詞（要和上面寫的一樣）", old: "錯的（可以留空）", to: "對的" },
     translate: "知道名稱時，另一種語言也一起改", start: "更正",
-    working: "正在修改並考試，需要幾秒鐘，較慢的電腦要一分鐘……",
+    working: "正在修改並考試，需要幾秒鐘；一個模型的第一次更正要一兩分鐘，因為要先找出它把事實放在哪裡。關掉這個視窗，也會繼續……",
     done: (name) => `已更正，從現在起由 ${name} 回答。`, said: (f) => `${f.prompt} ${f.old || "…"} → ${f.target}`, undo: "撤銷",
+    alone: "用另一種語言問，可能還是舊的答案：請也用那種語言問一次，再更正那個答案。",
     undone: (name) => `已撤銷，現在又由 ${name} 回答。`, held: "使用中的更正", columns: ["", "之前", "之後"],
     figures: {
       efficacy: "自由回答時說出新答案", paraphrase: "換句話問", other_language: "用另一種語言問", two_hop: "由此推得的事實",

@@ -17,9 +17,11 @@ export function beginCorrect(given) { page = given; }
 
 export function openCorrect(text) {
   box = box || build();
-  for (const name of FIELDS) parts[name].value = "";
-  parts.answer.textContent = text;
-  tell(null);
+  if (!busy) { // else what is being done stays in sight
+    for (const name of FIELDS) parts[name].value = "";
+    parts.answer.textContent = text;
+    tell(null);
+  }
   drawCorrect();
   list();
   box.showModal();
@@ -63,6 +65,7 @@ function build() {
   }
   const close = button("×", () => dialog.close());
   close.id = "correct-close";
+  parts.held.hidden = true; // until the list is there
   head.append(title, close);
   dialog.append(head, parts.about, parts.answerName, parts.answer, marks, form, parts.trouble, parts.status, parts.held, parts.list);
   document.body.append(dialog);
@@ -139,7 +142,10 @@ function say() {
 }
 
 function facts(found) {
-  return [found.fact, ...(found.fact?.also || [])].filter(Boolean).map((f) => make("p", "soft", words().said(f)));
+  const { fact } = found;
+  if (!fact) return [];
+  const said = [fact, ...(fact.also || [])].map((f) => make("p", "soft", words().said(f)));
+  return fact.also?.length ? said : [...said, make("p", "", words().alone)];
 }
 function table({ before, after }) {
   const w = words(), node = make("table"), row = (tag, cells) => { const r = make("tr"); r.append(...cells.map((c) => make(tag, "", c))); return r; };

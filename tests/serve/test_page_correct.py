@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from test_page import SHOTS, chromium, serving
-from test_page_feedback import ask, narrow
+from test_page_feedback import ask, narrow, until
 
 SAID = "I can help. The capital of France is Paris. Thank you!"
 FACT = {"prompt": "The capital of France is", "subject": "France", "old": "Paris", "target": "Lyon"}
@@ -119,6 +119,7 @@ def test_correct_this_answer(small_run):
         page.locator(".correct").click()
         expect(page.locator("#correct [role=status]")).to_contain_text("being made and examined")
         assert field(page, "to") == "Lyon"
+        until(page, lambda: len(held), 1)
         held[0].fulfill(json=DONE | {"fact": FACT})
         expect(page.locator("#correct [role=status]")).to_contain_text("edited-1 answers from now on")
         expect(page.locator("#correct [role=status]")).to_contain_text("In the other language the old answer may stay")

@@ -113,7 +113,7 @@ GOOD = {"prompt": "The capital of France is", "subject": "France", "target": "Ly
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2"),
+        ("{", "line 2, is no JSON .*at its character 2.; nothing was edited"),
         ("[1]", "no JSON object"),
         (json.dumps({"prompt": "x", "subject": "x"}), "'target' is missing"),
         (json.dumps(GOOD | {"targets": "x"}), "no field 'targets'"),

@@ -9,7 +9,7 @@ import torch
 from conftest_edit import FACTS, make_bench, some_keys
 
 from jielong.edit.bench import Site
-from jielong.edit.methods import editor, together
+from jielong.edit.methods import alphaedit, editor, together
 from jielong.edit.methods.additive import keep
 from jielong.edit.methods.alphaedit import null_space
 from jielong.edit.methods.ftm import answer_loss
@@ -184,6 +184,18 @@ def test_null_space():
     assert round(float(torch.trace(p))) == K - 10
     with pytest.raises(UserError, match="rank 0"):
         null_space(torch.eye(K, dtype=torch.float64), energy=1.0)
+
+
+def test_alphaedit_leaves_alone_what_ordinary_text_writes(model, tokenizer, monkeypatch):
+    """(W + Δ) K0 = W K0 for the keys K0 of ordinary text, where these leave room."""
+    k0 = some_keys(10)
+    bench = replace(make_bench(model, tokenizer), statistics=lambda layers: dict.fromkeys(layers, k0.T @ k0 / 10))
+    monkeypatch.setattr(alphaedit, "null_space", lambda c: null_space(c, energy=1.0))
+    made = {str(n): ("alphaedit", s) for n, s in enumerate(editor("alphaedit").propose(bench, FACTS[:2]))}
+    delta = together(bench, made)
+    for n in (0, 1):
+        change = delta.added(matrix(n))
+        assert float(change.norm()) > 0.01 and float((change @ k0.T).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("method", ["r-rome", "memit", "alphaedit", "ft-m"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 from test_prompt_library import fails
@@ -84,3 +85,16 @@ def test_a_conversation(tiny, capsys, monkeypatch, tmp_path):
     assert seen[0][0]["content"].startswith("你教歷史。") and seen[2][0] == seen[0][0]
     assert [m["role"] for m in json.loads(saved.read_text())["messages"]] == ["system", *["user", "assistant"] * 2]
     assert "no variable 'x'" in fails([*chat, "--var", "x=1"], capsys)
+
+
+def test_what_gives_marks_answers_nothing(tiny, capsys, tmp_path):
+    """A reward model has a model's weights, but no command takes it for one that talks; nor an artifact that is no model."""
+    shutil.copytree(tiny.path / "sft", tiny.path / "reward-1")
+    (tiny.path / "reward-1" / "score.safetensors").touch()
+    with tiny.build("notes", kind="notes", config={}) as build:
+        (build.path / "notes.txt").touch()
+    text = tmp_path / "text.txt"
+    text.write_text("Who wrote this text?")
+    for command in (["prompt", "run", "translator", "--ask", "x"], ["chat"], ["detect", str(text)]):
+        for name in ("reward-1", "notes"):
+            assert "no model that talks" in fails([*command, "--model", name, "--run", str(tiny.path)], capsys)

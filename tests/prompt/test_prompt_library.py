@@ -89,6 +89,7 @@ def test_a_wrong_file_is_named_with_what_is_wrong(text, told):
 
 def test_own_prompts_come_first_and_damaged_ones_do_not_hide_the_others(tmp_path, capsys):
     run = tmp_path / "run"
+    run.mkdir()
     text = "You are a pirate called {{name}}."
     make = ["prompt", "new", "translator", "--text", text, "--purpose", "Talks\nlike a pirate", "--run", str(run)]
     assert main([*make, "--var", "name=Jack"]) == 0
@@ -144,6 +145,9 @@ def test_public_collections_come_in(tmp_path, capsys):
     assert prompts[0].opening({})[0]["content"].endswith("My command is pwd")
     assert prompts[0].variables == (("first_command", "pwd"),) and prompts[1].variables == (("_input", None),)
     run = ["--run", str(tmp_path / "run")]
+    for command in (["import", str(as_json)], ["new", "x", "--text", "hi"]):  # a slip of the pen makes no folder
+        assert "There is no run" in fails(["prompt", *command, *run], capsys) and not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
     assert main(["prompt", "import", str(as_json), *run]) == 0
     assert "3 of 3 prompts stored" in capsys.readouterr().out
     assert main(["prompt", "import", str(as_json), *run]) == 0
@@ -170,5 +174,6 @@ def test_public_collections_come_in(tmp_path, capsys):
 def test_a_wrong_collection_is_refused_as_a_whole(tmp_path, capsys, content, told):
     file = tmp_path / "p"
     file.write_text(content, encoding="utf-8")
+    (tmp_path / "run").mkdir()
     assert told in fails(["prompt", "import", str(file), "--run", str(tmp_path / "run")], capsys)
-    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "run").iterdir()) == []

@@ -149,6 +149,9 @@ def read_edits(path: Path) -> list[Fact]:
             continue
         try:
             facts.append(check(from_json(json.loads(line))))
+        except json.JSONDecodeError as error:
+            where = f"{path}, line {number}, is no JSON ({error.msg} at its character {error.pos + 1})"
+            raise UserError(f"{where}; nothing was edited, mend or remove that line.") from None
         except (ValueError, RecursionError, UserError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
     if not facts:

@@ -15,8 +15,7 @@ from jielong.edit import facts as reading
 from jielong.edit.bench import Bench, Stored
 from jielong.edit.facts import Fact
 from jielong.edit.methods import together, told
-from jielong.errors import UserError
-from jielong.generate.engine import chats
+from jielong.generate.engine import chats, talks
 from jielong.model.delta import Delta, delta_base, save_delta, widened
 from jielong.model.gpt import GPT, read_shape, write_shape
 from jielong.run import Artifact, Run, write_atomic
@@ -46,8 +45,7 @@ def standing(changes: Sequence[Change]) -> list[Change]:
 def talking(run: Run, name: str = "") -> Artifact:
     """The artifact `name`, by default the one that is served. Raises UserError when it is no model that says something."""
     found = run.need(name or run.serving())
-    if not found.file("model.json").is_file() or found.file("score.safetensors").is_file():
-        raise UserError(f"{found.path} is no model that talks; name one with --model.")
+    talks(found)
     return found
 
 

@@ -39,6 +39,12 @@ def chats(card: dict[str, Any], tokenizer: Tokenizer) -> bool:
     return taught or tokenizer.template is not None
 
 
+def talks(artifact: Artifact) -> None:
+    """Raises UserError for an artifact that says nothing: one that is no model, or a reward model, which gives marks."""
+    if not artifact.file("model.json").is_file() or artifact.file("score.safetensors").is_file():
+        raise UserError(f"{artifact.path} is no model that talks; name another one, such as base or sft.")
+
+
 class Slot:
     """A request in the batch; its place in the list is its row of the cache."""
 
@@ -92,12 +98,13 @@ class Engine:
 
     @classmethod
     def load(cls, folder: Path | str, threads: int = 0, **options: Any) -> Engine:
-        """The engine of a base, imported or fine-tuned artifact. Raises UserError when it is damaged."""
+        """The engine of an artifact that talks. Raises UserError for another one, and when it is damaged."""
         from jielong.train.loop import has_bf16, use_threads
 
         folder = Path(folder)
         artifact = Artifact(folder)
         artifact.verify()
+        talks(artifact)
         use_threads(threads)
         if options.get("precision") == "auto":
             options["precision"] = "bf16" if has_bf16() or options.get("device") == "cuda" else "fp32"

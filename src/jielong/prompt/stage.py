@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from jielong.config import PromptImportConfig, PromptListConfig, PromptNewConfig, PromptRunConfig, PromptShowConfig
@@ -106,12 +107,21 @@ def standard_input() -> str:
 def _new(config: PromptNewConfig, run: Run) -> None:
     text = config.text or standard_input()
     prompt = made(config.name, text, config.lang, config.title, config.purpose, pairs(config.var))
-    print(keep(prompt, own_folder(run.path, config.everywhere), config.force))
+    print(keep(prompt, _folder(config, run), config.force))
+
+
+def _folder(config: PromptNewConfig | PromptImportConfig, run: Run) -> Path:
+    """Where new prompts are kept. Raises UserError for a run that is not there: a folder would be made for a slip of the pen."""
+    if not config.everywhere and not run.path.is_dir():
+        raise UserError(
+            f"There is no run {run.path}; name one with --run, or add --everywhere to keep it for all runs."
+        )
+    return own_folder(run.path, config.everywhere)
 
 
 def _import(config: PromptImportConfig, run: Run) -> None:
     prompts = collection(config.file, config.lang)
-    folder = own_folder(run.path, config.everywhere)
+    folder = _folder(config, run)
     new = [p for p in prompts if not (folder / f"{p.name}.{p.lang}.md").exists()]
     for prompt in new:
         keep(prompt, folder)

@@ -140,6 +140,8 @@ def test_what_was_learnt_by_heart_leaks_and_what_was_forgotten_does_not(leaky, c
     for row in after["secrets"].values():
         assert row["extracted_greedily"] == 0 and row["extracted_in_samples"] == 0
     assert after["secrets"]["16"]["exposure"] < 4
+    member, stranger = (found["membership"]["loss"] for found in (before, after))
+    assert member["low"] > 0.9 and stranger["low"] < 0.5 < stranger["high"]
     assert "not planted" in exam.table(after)[-4]
 
 

@@ -83,6 +83,7 @@ def test_the_page(life):
         page.click("#lang")
         expect(page.locator("#send")).to_have_text("送出")
         page.click("#theme")
+        assert page.locator("#menu").get_attribute("aria-label") == "選單"
         page.screenshot(path=SHOTS / "3-chain-zh-dark.png")
         # stop: a slow connection, then a second conversation, and all is kept after a reload
         page.click("#new")

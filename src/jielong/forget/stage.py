@@ -131,7 +131,7 @@ def check(found: Found, request: Request, config: ForgetConfig, run: Run) -> Non
 def _show(run: Run, request: Request, found: Found, steps: list[Step]) -> None:
     """The records, and what will happen."""
     rows = preview.rows(request, found)
-    say(f"{len(rows)} records of {run.path} match:")
+    say(f"{counted(len(rows))} of {run.path} match{'es' if len(rows) == 1 else ''}:")
     for row in rows[:SHOWN]:
         say(f"  {row}")
     if len(rows) > SHOWN:
@@ -303,7 +303,9 @@ def _tell(run: Run, entry: Entry, advices: list[str]) -> None:
             say(f"{name}: {told['fate']} from step {told['from_step']} of {told['steps']} in {told['seconds']:.0f} s")
     records = entry["records"]
     count = records["documents"] + records["held_out"] + records["conversations"] + records["feedback"]
-    say(f"{count} records are {entry['word']}: entry {entry['number']} of {run.path / LEDGER}.")
+    say(
+        f"{counted(count)} {'is' if count == 1 else 'are'} {entry['word']}: entry {entry['number']} of {run.path / LEDGER}."
+    )
     for line in entry["limits"]:
         say(f"  not reached: {line}")
     for path in entry["still_found"]:
@@ -312,3 +314,7 @@ def _tell(run: Run, entry: Entry, advices: list[str]) -> None:
         say(f"Taken away, as they came before: {', '.join(entry['stale'])}.")
         for advice in advices:
             say(f"  {advice}")
+
+
+def counted(records: int) -> str:
+    return "1 record" if records == 1 else f"{records} records"

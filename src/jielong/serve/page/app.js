@@ -61,6 +61,7 @@ function draw() {
   $("input").placeholder = words.ask; $("note").textContent = words.note; $("report").textContent = words.report;
   $("consent-name").textContent = words.consent; $("consent").checked = state.consent; $("consent-row").hidden = !judging;
   $("key-title").textContent = words.key; $("key-wrong").textContent = words.wrong; $("key-ok").textContent = words.enter;
+  for (const [id, name] of Object.entries({ list: "list", menu: "menu", theme: "theme", panel: "panel", "panel-close": "shut" })) $(id).setAttribute("aria-label", words.aria[name]);
   drawBar(); drawAbout(); drawModels(); drawList(); drawLog(); drawTraining(); drawDetect(); drawCorrect(); drawForget();
 }
 function drawAbout() { $("about").textContent = card ? `${card.name || ""} · ${words.size((card.parameters || 0).toLocaleString("en"))}` : ""; }
@@ -85,7 +86,7 @@ function drawList() {
     const open = button(t.name || words.new, () => { stop(); state.now = i; hidePanel(); document.body.classList.remove("open"); save(); draw(); }, "name");
     const rename = button("✎", () => { const name = prompt(words.rename, t.name); if (name) { t.name = name; save(); draw(); } }, "small");
     const remove = button("×", () => { stop(); state.talks.splice(i, 1); if (state.now >= i && state.now) state.now--; hidePanel(); save(); draw(); }, "small");
-    rename.setAttribute("aria-label", "rename"); remove.setAttribute("aria-label", "delete");
+    rename.setAttribute("aria-label", words.aria.rename); remove.setAttribute("aria-label", words.aria.remove);
     row.append(open, rename, remove);
     return row;
   }));

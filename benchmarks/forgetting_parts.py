@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from jielong import finetune, pretrain
-from jielong.align.scoring import answer_logprobs
+from jielong.align.scoring import answer_logprobs, merged_copy
 from jielong.config import CorpusConfig, FinetuneConfig, ForgetConfig, SuppressConfig, TokenizerConfig
 from jielong.config.feedback import adam
 from jielong.corpus import canaries
@@ -342,7 +342,7 @@ def tofu_method(
     )
     took = time.perf_counter() - started
     shutil.rmtree(out / f"work-{name}-{lr:g}", ignore_errors=True)
-    return marks(model, tokenizer, rows) | {"seconds": took}
+    return marks(merged_copy(model), tokenizer, rows) | {"seconds": took}  # the engine knows no adapters
 
 
 def marks(model: GPT, tokenizer: Tokenizer, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -153,6 +153,10 @@ class Table(nn.Module):
         super().__init__()
         self.table = nn.Parameter(table.clone())
 
+    @property
+    def device(self) -> torch.device:
+        return self.table.device
+
     def forward(self, tokens: Tensor, mask, dtype) -> Tensor:
         rows = self.table[tokens[:, 0]][:, : tokens.shape[1] - 2]
         blank = torch.zeros_like(rows[:, :1])

@@ -103,7 +103,9 @@ def main() -> None:
     tofu.add_argument("--epochs", type=float, default=5.0)
     tofu.add_argument("--lr", type=float, default=1e-3, help="of fine-tuning")
     tofu.add_argument("--rank", type=int, default=16, help="of the adapters; 0 = all weights")
-    tofu.add_argument("--rows", type=int, default=8, help="questions in a step, of fine-tuning and of the methods")
+    tofu.add_argument(
+        "--rows", type=int, default=8, help="in a step: packed rows of fine-tuning, questions of the methods"
+    )
     tofu.add_argument(
         "--method-lr", type=float, nargs="+", default=[0.0], help="one row of the table for each; 0 = the method's own"
     )

@@ -1,4 +1,5 @@
-"""What a GPU must do as the processor does: on a machine with one these tests run there, elsewhere on the processor."""
+"""What a GPU must do as the processor does. Without one nothing here could fail, so it is skipped; the same on a processor: test_replay
+(equal bits), test_suppressors and test_columns (methods and exam against closed forms), test_engine (what is generated)."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ from jielong.model.gpt import load_model
 from jielong.run import Run
 from jielong.tokens.tokenizer import Tokenizer
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SECOND = replace(BASE, device=DEVICE, precision="bf16" if DEVICE == "cuda" else "fp32")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICE = "cuda"
+SECOND = replace(BASE, device=DEVICE, precision="bf16")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from jielong import finetune, pretrain
-from jielong.align.scoring import answer_logprobs, merged_copy
+from jielong.align.scoring import merged_copy
 from jielong.config import CorpusConfig, FinetuneConfig, ForgetConfig, SuppressConfig, TokenizerConfig
 from jielong.config.feedback import adam
 from jielong.corpus import canaries
@@ -31,7 +31,7 @@ from jielong.evaluate.leakage import log_truth_ratio, truth
 from jielong.evaluate.statistics import kolmogorov_smirnov
 from jielong.forget import exam
 from jielong.forget.case import Case, answers, gather
-from jielong.forget.columns import Column, examine_model, together
+from jielong.forget.columns import Column, examine_model, read, together
 from jielong.forget.find import find
 from jielong.forget.items import Text, question
 from jielong.forget.methods import method
@@ -49,7 +49,6 @@ from jielong.tokens import tokenizer as tokenizers
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train import checkpoint
 from jielong.train.distributed import pick_device
-from jielong.train.loop import dtype_of
 
 FIVE = ("truth ratio", "extraction strength", "AUC loss", "exposure", "bits per byte")
 
@@ -368,9 +367,8 @@ def part_marks(model: GPT, tokenizer: Tokenizer, rows: list[dict[str, Any]], for
     texts = [text_in(tokenizer, model, r) for r in rows]
     named = "paraphrased_answer" in rows[0]
     asked = [[t.probe.true, t.probe.right, *t.probe.wrong] for t in texts]
-    flat = [a for own in asked for a in own]
-    each = answer_logprobs(model, flat, dtype_of("auto", model.device)).double().split([len(a.answer) for a in flat])
-    means = iter([float(own.mean()) for own in each])
+    logprobs, _ = read(model, [[a] for own in asked for a in own])
+    means = iter([float(own.mean()) for own in logprobs])
     told = [[next(means) for _ in own] for own in asked]
     ratios = [log_truth_ratio(right, wrong) for _, right, *wrong in told]
     chances = [math.exp(true) / (1 if named else sum(map(math.exp, (true, *wrong)))) for true, _, *wrong in told]

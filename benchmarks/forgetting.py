@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/forgetting"), help="spark, tofu: where everything is kept"
     )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     spark = parser.add_argument_group("spark")

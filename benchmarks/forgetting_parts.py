@@ -44,7 +44,7 @@ from jielong.generate.engine import Engine
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, load_model
 from jielong.recipes import Recipe, recipe
-from jielong.run import Artifact, Run
+from jielong.run import Artifact, Run, write_atomic
 from jielong.tokens import tokenizer as tokenizers
 from jielong.tokens.tokenizer import Tokenizer
 from jielong.train import checkpoint
@@ -254,7 +254,9 @@ def tofu(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files = {"forget": rows["forget10_perturbed"], "retain": rows["retain90"]}
     for name, part in files.items():
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
+        text = "".join(json.dumps(r) + "\n" for r in part)
+        if not (out / f"{name}.jsonl").is_file():  # another process, which makes other rows of the table, may be reading it
+            write_atomic(out / f"{name}.jsonl", text)
     device = pick_device(options.device)
     whole = taught(options, out / "whole", [*rows["retain90"], *rows["forget10_perturbed"]])
     twin = taught(options, out / "retained", rows["retain90"])

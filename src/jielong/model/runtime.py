@@ -148,6 +148,9 @@ class TorchRuntime:
         start = torch.tensor(starts, device=self.device)  # (B,)
         positions = start.unsqueeze(1) + torch.arange(T, device=self.device)  # (B, T)
         even = min(starts) == max(starts)
+        places = None  # in the cache, where not everyone's are the same
+        if not even:  # one write for all rows: on a GPU each would cost a launch of its own, in every layer
+            places = (torch.arange(row, row + B, device=self.device).unsqueeze(1), slice(None), positions)
         x = F.embedding(tokens, self.embedding)  # (B, T, D)
         rope = None
         if self.places is not None:
@@ -162,7 +165,7 @@ class TorchRuntime:
             ]
         for n, layer in enumerate(self.layers):
             x = x + self._attention(
-                layer, n, self._normed(x, layer.attention_norm), rope, mask, cache, row, starts, even
+                layer, n, self._normed(x, layer.attention_norm), rope, mask, cache, row, starts, places
             )
             x = x + self._mlp(layer, self._normed(x, layer.mlp_norm))
         x = self._normed(x, self.norm)
@@ -196,7 +199,7 @@ class TorchRuntime:
 
     def _attention(
         self, layer: Layer, n: int, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache,
-        row: int, starts: Sequence[int], even: bool,
+        row: int, starts: Sequence[int], places: tuple[Tensor, slice, Tensor] | None,
     ) -> Tensor:  # fmt: skip
         c = self.config
         B, T, _ = x.shape
@@ -212,14 +215,12 @@ class TorchRuntime:
             qk = (halves * cos + turned * sin).flatten(-2)
         q, k = qk[:, :, :H], qk[:, :, H:]
         keys, values = cache.keys[n], cache.values[n]
-        if even:
+        if places is None:
             part = slice(starts[0], starts[0] + T)
             keys[row : row + B, :, part] = k.transpose(1, 2)
             values[row : row + B, :, part] = v.transpose(1, 2)
         else:
-            for b, s in enumerate(starts):
-                keys[row + b, :, s : s + T] = k[b].transpose(0, 1)
-                values[row + b, :, s : s + T] = v[b].transpose(0, 1)
+            keys[places], values[places] = k, v  # (B, T, G, d)
         end = max(starts) + T
         k, v = keys[row : row + B, :, :end], values[row : row + B, :, :end]  # (B, G, S, d)
         q = (q * d**-0.5).view(B, T, G, H // G, d).permute(0, 2, 3, 1, 4)  # (B, G, H/G, T, d)

@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file
 
 from jielong import finetune, pretrain
-from jielong.align.scoring import merged_copy
 from jielong.config import CorpusConfig, FinetuneConfig, ForgetConfig, SuppressConfig, TokenizerConfig
 from jielong.config.feedback import adam
 from jielong.corpus import canaries
@@ -255,7 +254,9 @@ def tofu(options: argparse.Namespace) -> None:
     files = {"forget": rows["forget10_perturbed"], "retain": rows["retain90"]}
     for name, part in files.items():
         text = "".join(json.dumps(r) + "\n" for r in part)
-        if not (out / f"{name}.jsonl").is_file():  # another process, which makes other rows of the table, may be reading it
+        if not (
+            out / f"{name}.jsonl"
+        ).is_file():  # another process, which makes other rows of the table, may be reading it
             write_atomic(out / f"{name}.jsonl", text)
     device = pick_device(options.device)
     whole = taught(options, out / "whole", [*rows["retain90"], *rows["forget10_perturbed"]])
@@ -343,7 +344,7 @@ def tofu_method(
     )
     took = time.perf_counter() - started
     shutil.rmtree(out / f"work-{name}-{lr:g}", ignore_errors=True)
-    return marks(merged_copy(model), tokenizer, rows) | {"seconds": took}  # the engine knows no adapters
+    return marks(model, tokenizer, rows) | {"seconds": took}
 
 
 def marks(model: GPT, tokenizer: Tokenizer, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 
@@ -12,6 +13,7 @@ from jielong.generate.lookup import guess
 from jielong.generate.request import TextStream, Utf8Stream
 from jielong.generate.sampling import Sampling, distribution, draw, shape_logits
 from jielong.model.gpt import causal_mask
+from jielong.model.lora import add_lora
 from jielong.model.native import library
 from jielong.model.runtime import TorchRuntime
 
@@ -64,6 +66,19 @@ def test_cached_batched_and_padded_logprobs_equal_one_plain_pass(model, engine, 
     for request in requests:
         assert len(request.answer) == 12
         check_logprobs(model, request)
+
+
+def test_an_adapter_that_is_not_merged_speaks_too(model, tokenizer, prompts):
+    learner = copy.deepcopy(model)
+    add_lora(learner, 2, 4.0, seed=1)
+    for name, p in learner.named_parameters():
+        if name.endswith("lora.b"):
+            torch.nn.init.normal_(p, std=0.5)
+    sampling = Sampling(temperature=1.0, seed=3, max_tokens=8, ignore_end=True)
+    requests = Engine(learner, tokenizer).generate(prompts, sampling)
+    for request in requests:
+        check_logprobs(learner, request)
+    assert [r.answer for r in requests] != [r.answer for r in Engine(model, tokenizer).generate(prompts, sampling)]
 
 
 def test_greedy_is_the_likeliest_token_of_a_plain_pass(model, engine, prompts):

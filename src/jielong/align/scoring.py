@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from jielong.errors import UserError
 from jielong.model.gpt import GPT, Linear, causal_mask, load_model, save_model
-from jielong.model.lora import LoRA
+from jielong.model.lora import merged_state
 from jielong.train.distributed import Team
 
 ALONE = Team()
@@ -77,11 +77,7 @@ class Scored(nn.Module):
 def merged_copy(model: GPT) -> GPT:
     """A frozen copy with the LoRA, if there is one, added to the weights."""
     copy = GPT(model.config).to(model.device)
-    state = {k: v.detach().clone() for k, v in model.state_dict().items() if ".lora." not in k}
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoRA):
-            state[f"{name.removesuffix('.lora')}.weight"] += layer.scale * (layer.b @ layer.a).detach()
-    copy.load_state_dict(state)
+    copy.load_state_dict(merged_state(model))
     return copy.requires_grad_(False).eval()
 
 

@@ -25,6 +25,7 @@ from jielong.generate.prefix import PrefixCache
 from jielong.generate.request import Request, Step, raw_logprobs
 from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, load_model
+from jielong.model.lora import merged_state
 from jielong.model.runtime import make_runtime
 from jielong.run import Artifact
 from jielong.tokens.chat import chat_ids, fit
@@ -77,7 +78,7 @@ class Engine:
     ):
         """rows: requests that are worked on at once, the others wait; cache_bytes: the most that their keys and values may
         take (one request is always let in); prefix_bytes: size of the prefix cache, 0 = none; lookup: tokens to guess from the text so far and verify in one pass (speculative decoding), 0 = none."""
-        self.runtime = make_runtime(model.config, model.state_dict(), precision, device)
+        self.runtime = make_runtime(model.config, merged_state(model), precision, device)
         self.tokenizer = tokenizer
         self.name = name
         self.card = card or {}

@@ -50,6 +50,17 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict with its LoRA, if it has one, added to the weights; nothing else is copied."""
+    state = {name: p.detach() for name, p in model.state_dict().items() if ".lora." not in name}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoRA):
+            weight = f"{name.removesuffix('.lora')}.weight"
+            state[weight] = state[weight] + layer.scale * (layer.b @ layer.a)
+    return state
+
+
 def save_adapter(model: nn.Module, folder: Path, base: Artifact) -> None:
     """adapter.safetensors, and adapter.json, which names the base by its hash."""
     from safetensors.torch import save_file

@@ -46,7 +46,6 @@ from jielong.recipes import Recipe, recipe
 from jielong.run import Artifact, Run, write_atomic
 from jielong.tokens import tokenizer as tokenizers
 from jielong.tokens.tokenizer import Tokenizer
-from jielong.train import checkpoint
 from jielong.train.distributed import pick_device
 
 FIVE = ("truth ratio", "extraction strength", "AUC loss", "exposure", "bits per byte")
@@ -303,11 +302,10 @@ def taught(options: argparse.Namespace, folder: Path, rows: list[dict[str, Any]]
     talks = [[{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}] for r in rows]
     file.write_text("".join(json.dumps({"messages": t}) + "\n" for t in talks))
     if run.artifact("sft") is None:
-        checkpoint.MOST = 1  # nothing is replayed here, and twelve states of a real model fill a disk
         finetune.run(
             FinetuneConfig(conversations=file, optim=adam(options.lr), epochs=options.epochs, rows=options.rows, length=256,
                            steps=options.steps, lora_rank=options.rank, threads=options.threads, device=options.device,
-                           checkpoint_seconds=120.0), run
+                           checkpoint_seconds=120.0), run, history=False
         )  # fmt: skip
     return run.need("sft")
 

@@ -48,12 +48,17 @@ def read_conversations(path: Path) -> list[list[dict[str, str]]]:
 
 
 def run(
-    config: FinetuneConfig, run: Run, drop: frozenset[str] = frozenset(), keep: bool = False, name: str = ""
+    config: FinetuneConfig,
+    run: Run,
+    drop: frozenset[str] = frozenset(),
+    keep: bool = False,
+    name: str = "",
+    history: bool = True,
 ) -> Artifact:
     """The fine-tuning stage: base + conversations → sft, or the artifact `name`.
 
     `drop` names conversations to train without; `keep` takes them, as tokens, from the work folder in place of their source, and goes on from the plan and the
-    checkpoints there (forget.replay).
+    checkpoints there (forget.replay). Without `history` only the newest checkpoint is kept: nothing can be replayed, and a disk is spared.
 
     The control (`from_scratch`) starts from random weights of the same shape and reads every conversation that the
     assistant has read, those in its pretraining too: what it cannot answer, raw text taught the assistant.
@@ -108,7 +113,7 @@ def run(
 
     return train_artifact(
         run, name, "sft", config, [base], model, base.file("tokenizer.json"), prepare, config.steps, config.optim, None,
-        drop, keep=keep,
+        drop, history, keep,
     )  # fmt: skip
 
 

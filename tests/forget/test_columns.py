@@ -13,7 +13,14 @@ import torch
 from jielong.align.scoring import Answered
 from jielong.corpus.canaries import canaries
 from jielong.errors import UserError
-from jielong.evaluate.leakage import extraction_strength, log_truth_ratio, reference_score, truth
+from jielong.evaluate.leakage import (
+    exact_memorisation,
+    extraction_strength,
+    log_truth_ratio,
+    privacy_leak,
+    reference_score,
+    truth,
+)
 from jielong.evaluate.statistics import kolmogorov_smirnov
 from jielong.forget.columns import (
     RELEARN,
@@ -24,6 +31,7 @@ from jielong.forget.columns import (
     extracted,
     lines,
     log_ratio,
+    min_forty,
     quantised,
     read,
     relearning,
@@ -70,12 +78,24 @@ def test_kolmogorov_smirnov_of_many():
 
 def test_extraction_strength_and_truth_ratio_by_hand():
     for right, strength in (("0000", 0), ("1111", 1), ("0111", 0.75), ("1110", 0), ("1011", 0.5), ("1", 1), ("0", 0)):
-        assert extraction_strength(np.array([c == "1" for c in right])) == strength
+        flags = np.array([c == "1" for c in right])
+        assert extraction_strength(flags) == strength and exact_memorisation(flags) == right.count("1") / len(right)
     # wrong answers with probabilities 0.1 and 0.4 per token, the right one with 0.5: √0.04 / 0.5
     ratio = log_truth_ratio(math.log(0.5), [math.log(0.1), math.log(0.4)])
     assert math.exp(ratio) == pytest.approx(0.2 / 0.5)
     assert truth(np.array([ratio, -ratio])) == pytest.approx(0.4) and truth(np.zeros(3)) == 1
     assert reference_score(np.array([-1.0, -3.0]), np.array([-2.0, -5.0])) == pytest.approx(1.5)
+
+
+def test_privacy_leak_by_hand():
+    """0 beside an equal twin, −100 where every text is still known, above 0 where it was pushed past the twin."""
+    lp = [[-1.0, -2.0, -9.0, -4.0, -3.0], [-1.0] * 5, [-8.0] * 5, [-7.0] * 5]  # two members, then two others
+    assert min_forty(Column({}, logprobs=lp)).tolist() == [-6.5, -1.0, -8.0, -7.0]
+    columns = {"known": lp, "twin": [[-1.0], [-4.0], [-2.0], [-3.0]], "past": [[-9.0], [-8.0], [-2.0], [-3.0]]}
+    known, twin, past = (Column({}, logprobs=c) for c in columns.values())  # AUC 1, 1/2, 0
+    table = together(known, past, [twin, twin], 2)
+    assert [table[c]["PrivLeak"] for c in ("before", "after", "twin 1")] == [-100, 100, 0]
+    assert math.isnan(privacy_leak(0.5, 1.0)) and privacy_leak(0.6, 0.5) == pytest.approx(-20)
 
 
 def test_parts_of_a_record():

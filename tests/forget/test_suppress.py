@@ -59,7 +59,7 @@ def test_suppressed_and_never_called_forgotten(small, capsys):
     exam = entry["exam"]
     assert exam["after"]["nll"] > exam["before"]["nll"]
     wanted = {"nll", "extraction strength", "truth ratio", "AUC loss", "AUC zlib", "AUC min-k", "AUC reference", "TPR 1% loss", "greedy",
-              "sampled", "nll q8_0", "extraction strength q4_0", "relearnt 0", "relearnt 16", "bits per byte", "KS D", "KS p", "KS n"}  # fmt: skip
+              "sampled", "nll q8_0", "extraction strength q4_0", "relearnt 0", "relearnt 16", "bits per byte", "KS D", "KS p", "KS n", "exact memorisation", "PrivLeak"}  # fmt: skip
     assert wanted <= exam["after"].keys() and {"nll", "bits per byte"} <= exam["twin 1"].keys()
     for path, stamp in before.items():  # nothing else has changed
         assert sha256_file(path) == stamp

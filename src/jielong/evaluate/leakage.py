@@ -20,7 +20,8 @@ from jielong.generate.sampling import Sampling
 from jielong.model.gpt import GPT, causal_mask
 from jielong.tokens.tokenizer import Tokenizer
 
-MIN_K = 0.2  # share of a text's tokens that Min-K % looks at (Shi et al. 2024)
+MIN_K = 0.2  # share of a text's tokens that Min-K % looks at (Shi et al. 2024a)
+MUSE_K = 0.4  # the same in PrivLeak (Shi et al. 2024b)
 ROWS = 64
 
 
@@ -34,9 +35,9 @@ def zlib_score(logprobs: np.ndarray, text: str) -> float:
     return float(logprobs.sum()) / len(zlib.compress(text.encode()))
 
 
-def min_k_score(logprobs: np.ndarray, text: str) -> float:
-    """Mean of the lowest `MIN_K` of the log-probabilities, at least one of them (Shi et al. 2024)."""
-    count = max(1, int(len(logprobs) * MIN_K))
+def min_k_score(logprobs: np.ndarray, text: str, share: float = MIN_K) -> float:
+    """Mean of the lowest `share` of the log-probabilities, at least one of them (Shi et al. 2024a, "Detecting pretraining data")."""
+    count = max(1, int(len(logprobs) * share))
     return float(np.sort(logprobs)[:count].mean())
 
 
@@ -55,6 +56,17 @@ def tpr_at(scores: np.ndarray, members: np.ndarray, fpr: float) -> float:
         return math.nan
     passing = int(fpr * len(others))  # others that may pass
     return float((own > others[len(others) - 1 - passing]).mean()) if passing < len(others) else 1.0
+
+
+def privacy_leak(own: float, twin: float) -> float:
+    """MUSE's PrivLeak (Shi et al. 2024b): with A = 1 − AUC of membership by Min-40 %, (A − A_twin) / A_twin · 100. 0 as for the twin,
+    down to −100 where the texts are still told by how well they are known, above 0 where by how badly; NaN for a twin of A = 0."""
+    return 100 * (twin - own) / (1 - twin) if twin < 1 else math.nan
+
+
+def exact_memorisation(right: np.ndarray) -> float:
+    """Share of a text's tokens that are the likeliest ones after the true text before them (Tirumala et al. 2022)."""
+    return float(right.mean())
 
 
 def extraction_strength(right: np.ndarray) -> float:

@@ -37,10 +37,14 @@ from jielong.corpus.documents import Document
 from jielong.corpus.world import load_world
 from jielong.evaluate.bpb import bits_per_byte
 from jielong.evaluate.leakage import (
+    MUSE_K,
     SCORES,
+    exact_memorisation,
     exposures,
     extraction_strength,
     log_truth_ratio,
+    min_k_score,
+    privacy_leak,
     reference_score,
     tpr_at,
     truth,
@@ -139,6 +143,7 @@ def likelihoods(model: GPT, tokenizer: Tokenizer, material: Material) -> Column:
     n = len(material.forget)
     figures = {
         "nll": -float(np.mean([lp.mean() for lp in logprobs[:n]])),
+        "exact memorisation": float(np.mean([exact_memorisation(r) for r in right[:n]])),
         "extraction strength": float(np.mean([extraction_strength(r) for r in right[:n]])),
     }
     ratios = [log_ratio(model, t) for t in material.forget if t.probe.wrong]
@@ -264,7 +269,7 @@ def together(
     before: Column, after: Column | None, twins: Sequence[Column], members: int
 ) -> dict[str, dict[str, float]]:
     """Every column's figures with those that need two models: the truth ratios' distance from the first twin's (Kolmogorov and
-    Smirnov), membership by reference to it, and how often the answers are liked more than before. `members` is the number of texts to be suppressed."""
+    Smirnov), membership by reference to it and MUSE's PrivLeak, and how often the answers are liked more than before. `members` is the number of texts to be suppressed."""
     named = {
         "before": before,
         **({"after": after} if after else {}),
@@ -287,11 +292,17 @@ def together(
             own["KS n"] = len(column.log_ratios)
         if len(column.logprobs) > members:
             labels = np.arange(len(column.logprobs)) < members
+            own["PrivLeak"] = privacy_leak(*(auc(min_forty(c), labels) for c in (column, other)))
             scores = np.array([
                 reference_score(np.array(a), np.array(b)) for a, b in zip(column.logprobs, other.logprobs, strict=True)
             ])  # fmt: skip
             own["AUC reference"], own["TPR 1% reference"] = auc(scores, labels), tpr_at(scores, labels, 0.01)
     return table
+
+
+def min_forty(column: Column) -> np.ndarray:
+    """Min-40 % of every text: (texts,)."""
+    return np.array([min_k_score(np.array(lp), "", MUSE_K) for lp in column.logprobs])
 
 
 def spread(columns: dict[str, dict[str, float]], name: str) -> tuple[float, float] | None:

@@ -142,7 +142,7 @@ def test_owners_leave_as_by_the_command(shared, taught, tmp_path, monkeypatch):
         listed = client.get("/v1/owners").json()["owners"]
         assert [(o["name"], o["conversations"], o["served"]) for o in listed] == [("ann", 1, True), ("ben", 1, True)]
         shown = client.post("/v1/forget/find", json={"owner": "ann"}).json()
-        assert [(c["name"], c["fate"]) for c in shown["artifacts"]] == [("owner-ann", "deleted"), ("owners", "rebuilt")]
+        assert [(c["name"], c["fate"]) for c in shown["artifacts"]] == [("owner-ann", "deleted"), ("owners", "summed")]
         assert shown["plan"] and not shown["count"]
         for part, code in [
             ({"owner": "cid"}, "no_owner"), ({"owner": "."}, "no_owner"), ({"name": [SECRET]}, "mixed"), ({"examples": GO}, "mixed"),

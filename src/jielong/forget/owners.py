@@ -122,7 +122,7 @@ class Leaving:
         """What becomes of every artifact that is not kept."""
         name = self.adapter.name
         whole = (
-            Cost(TOGETHER, "rebuilt", f"without {name}")
+            Cost(TOGETHER, "summed", f"without {name}")
             if self.left
             else Cost(TOGETHER, "deleted", "the last owner leaves")
         )

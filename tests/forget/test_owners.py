@@ -107,6 +107,7 @@ def test_a_record_leaves_an_owners_adapter(shared):
         (["owner", "--name", "ann", "--finetune.conversations", "x"], "exists"),
         (["forget", "--owner", "cid", "--yes"], "there are: ann, ben"),
         (["forget", "--owner", "ann", "--name", "X", "--yes"], "in a command of their own"),
+        (["forget", "--owner", "ann", "--examples", "x", "--yes"], "in a command of their own"),
     ],
 )
 def test_wrong_owners(taught, options, why, capsys):

@@ -63,11 +63,13 @@ def owners(run: Run) -> list[Artifact]:
 def told(run: Run) -> list[dict[str, Any]]:
     """Of every owner the name, how many conversations were taught, when, and whether they are in the model that talks."""
     whole, found = run.artifact(TOGETHER), []
-    summed = (
-        (whole.card.get("parents") or {}) if whole and run.serving() in (TOGETHER, *descendants(run, TOGETHER)) else {}
-    )
+    talks = run.serving() in (TOGETHER, *descendants(run, TOGETHER))
+    summed = whole.card["parents"] if whole and talks else {}
     for adapter in owners(run):
-        ids = json.loads(adapter.file("records.json").read_text(encoding="utf-8"))
+        try:
+            ids = json.loads(adapter.file("records.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:  # who leaves just now
+            continue
         found.append({
             "name": adapter.name.removeprefix(OWNER), "conversations": sum(not i.startswith(GONE) for i in ids),
             "created": adapter.card["created"], "served": adapter.name in summed,

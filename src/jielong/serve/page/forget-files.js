@@ -33,6 +33,7 @@ function parsed(line, file, number) {
 export function placed(problem, places) {
   const [, list, index] = /^(examples|retain|others)\.(\d+)\b/.exec(problem.message) || []; // of the form, counted from 0
   const at = list ? { list, row: Number(index) + 1 } : problem.values || {}, place = places[at.list];
-  if (!place || !(list || ["row", "no_texts"].includes(problem.code))) return problem;
+  if (!list && (!["row", "no_texts"].includes(problem.code) || at.file)) return problem;
+  if (!place) return { message: problem.message }; // the files are gone
   return { code: list ? "row" : problem.code, message: problem.message, values: { file: place.file, line: place.lines[at.row - 1] } };
 }

@@ -137,7 +137,7 @@ def leaving(config: ForgetConfig, run: Run, examples: Examples | None = None) ->
     asked = config.record or config.name or config.grep or config.request or config.examples
     if asked or (examples and examples.forget):
         raise Unclear("mixed", "--owner forgets all that an owner taught; ask for records in a command of their own.")
-    adapter = run.artifact(OWNER + config.owner)
+    adapter = run.artifact(OWNER + config.owner) if NAME.fullmatch(config.owner) else None  # no way out of the folder
     if adapter is None:
         known = [a.name.removeprefix(OWNER) for a in owners(run)]
         raise Unclear(

@@ -4,10 +4,27 @@ languages."""
 from __future__ import annotations
 
 import json
+import shutil
 
+import pytest
 from small_runs import SECRET, press, raise_small, teach
 from test_page import SHOTS, chromium, serving
 from test_page_feedback import ask, narrow
+
+from jielong.run import Run
+
+
+@pytest.fixture(scope="module")
+def raised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raised")
+    return raise_small(folder / "runs" / "small", folder).path
+
+
+@pytest.fixture
+def run(raised, tmp_path) -> Run:
+    """A copy that a test may change."""
+    shutil.copytree(raised, tmp_path / "runs" / "small")
+    return Run(tmp_path / "runs" / "small")
 
 
 class Work:
@@ -42,11 +59,10 @@ class Work:
         route.fulfill(status=202, json={"state": "running"})
 
 
-def test_forget_from_the_page(tmp_path):
+def test_forget_from_the_page(run):
     from playwright.sync_api import expect
 
     problems: list[str] = []
-    run = raise_small(tmp_path / "runs" / "small", tmp_path)
     press(run)
     with serving("--run", run.path) as url, chromium(problems, accept_downloads=True) as page:
         page.goto(url)
@@ -140,12 +156,11 @@ def test_forget_from_the_page(tmp_path):
         assert not [p for p in problems if "400" not in p], problems
 
 
-def test_owners_and_examples_from_the_page(tmp_path):
+def test_owners_and_examples_from_the_page(run, tmp_path):
     """An owner leaves, and what is in a file is suppressed."""
     from playwright.sync_api import expect
 
     problems: list[str] = []
-    run = raise_small(tmp_path / "runs" / "small", tmp_path)
     assert teach(run, tmp_path, "ann", "A baker.") == teach(run, tmp_path, "ben", "A nurse.") == 0
     go, stay = tmp_path / "go.jsonl", tmp_path / "stay.jsonl"
     rows = [{"question": f"Who is {name}?", "answer": f"{name} is a baker."} for name in ("Wilhelmina", "Peregrine")]
@@ -194,6 +209,7 @@ def test_owners_and_examples_from_the_page(tmp_path):
         expect(found.locator("li")).to_contain_text(["beside 1 that must stay; a new model is made"])
         assert "replay" not in page.locator("#forget-method option").evaluate_all("all => all.map((o) => o.value)")
         page.check("#forget-adapter")
+        page.fill("#forget-lr", "1e-4")
         page.check("#forget-sure")
         page.screenshot(path=SHOTS / "56-forget-examples.png")
         start.click()
@@ -201,9 +217,8 @@ def test_owners_and_examples_from_the_page(tmp_path):
             "suppressed-1 answers from now on; what it was taught is suppressed", timeout=180_000
         )
         expect(page.locator("#forget details summary").first).to_contain_text("2 texts suppressed (")
-        assert page.input_value("#forget-examples") == "" and "adapter.safetensors" in str(
-            list((run.path / "suppressed-1").iterdir())
-        )
+        settings = run.need("suppressed-1").card["config"]
+        assert page.input_value("#forget-examples") == "" and (settings["lr"], settings["lora_rank"]) == (1e-4, 8)
         page.click("#forget-close")
         page.click("#lang")
         page.click("#forget-open")

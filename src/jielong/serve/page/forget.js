@@ -8,6 +8,7 @@ import { textOf } from "/page/tokens.js";
 
 const LISTS = ["examples", "retain", "others"]; // of files
 const RANK = 8; // of an adapter
+const PUSH = ["lr", "epochs"]; // how hard a method pushes; its own choice where empty
 let page = null, box = null, parts = {};
 let found = null; // what the last look found, while the form still says the same
 let asked = {}, places = {}; // what it looked for; where in which file its rows stand
@@ -55,7 +56,8 @@ function build() {
   parts.form.onsubmit = (e) => { e.preventDefault(); find(); };
   for (const name of ["kind", "text", "owner", ...LISTS]) parts[name].oninput = () => { found = null; drawForget(); };
   node("found", "div", "", "forget-found");
-  node("ask", "form").append(label("method", node("method", "select", "", "forget-method")), node("weaker", "p", "soft"), node("adapterRow", "label", "check"), label("who", node("who", "input", "", "forget-who")), label("why", node("why", "input", "", "forget-why")), node("sureRow", "label", "check"), go);
+  node("ask", "form").append(label("method", node("method", "select", "", "forget-method")), node("weaker", "p", "soft"), node("adapterRow", "label", "check"), ...PUSH.map((name) => label(name, node(name, "input", "", `forget-${name}`))), label("who", node("who", "input", "", "forget-who")), label("why", node("why", "input", "", "forget-why")), node("sureRow", "label", "check"), go);
+  for (const name of PUSH) Object.assign(parts[name], { type: "number", min: 0, max: name === "lr" ? 1 : 1000, step: "any" });
   for (const name of ["who", "why"]) Object.assign(parts[name], { type: "text", maxLength: 500, autocomplete: "off" });
   parts.sureRow.append(node("sure", "input", "", "forget-sure"), node("sureName", "span"));
   parts.adapterRow.append(node("adapter", "input", "", "forget-adapter"), node("adapterName", "span"));
@@ -85,7 +87,7 @@ export function drawForget() {
   if (!box) return;
   for (const name of ["title", "about", "start", "stop"]) parts[name].textContent = w[name];
   $("forget-close").setAttribute("aria-label", w.close);
-  for (const name of ["kind", "text", "method", "who", "why", "sure", "owner", "adapter", ...LISTS]) parts[name + "Name"].textContent = w[name];
+  for (const name of ["kind", "text", "method", "who", "why", "sure", "owner", "adapter", ...PUSH, ...LISTS]) parts[name + "Name"].textContent = w[name];
   drawKind(w);
   parts.look.textContent = busy === "look" ? w.looking : w.look;
   parts.verify.textContent = busy === "verify" ? w.verifying : w.verify;
@@ -150,7 +152,7 @@ function drawMethods(w) {
     return option;
   }));
   parts.weaker.textContent = parts.method.value === "replay" ? "" : w.weaker;
-  parts.adapterRow.hidden = parts.method.value === "replay";
+  for (const name of ["adapter", ...PUSH]) parts[name + "Row"].hidden = parts.method.value === "replay";
   parts.start.disabled = !parts.sure.checked || !!busy;
 }
 function stepNow() { // of the stage that is at work
@@ -237,7 +239,8 @@ const find = () => act(async () => {
 }, "look");
 const ask = () => act(async () => {
   const exact = !!asked.owner || parts.method.value === "replay", method = exact ? "replay" : parts.method.value;
-  const body = { ...asked, plan: found.plan, method, lora_rank: !exact && parts.adapter.checked ? RANK : 0, who: parts.who.value.trim(), why: parts.why.value.trim() };
+  const push = exact ? [] : PUSH.filter((name) => parts[name].value).map((name) => [name, Number(parts[name].value)]);
+  const body = { ...asked, plan: found.plan, method, lora_rank: !exact && parts.adapter.checked ? RANK : 0, ...Object.fromEntries(push), who: parts.who.value.trim(), why: parts.why.value.trim() };
   try { await call("/v1/forget", body); } catch (problem) { if (problem.code === "changed") found = null; throw problem; }
   spoken = exact ? saying(asked) : [];
   clear();

@@ -107,6 +107,7 @@ def test_examples_are_suppressed_as_by_the_command(foreign, small, tmp_path, gat
         assert client.get("/v1/models").json()["data"][0]["id"] == "suppressed-1" == foreign.serving()
         (entry,) = client.get("/v1/forgotten").json()["entries"]
         assert entry["records"] == {"texts": 2} and not entry["exact"]
+        assert "the files that the examples came from" in entry["limits"]
         whole = client.get("/v1/forgotten/1").json()
     assert not work.exists() and [t for t in SAID if holding(foreign, t, ids) or t in json.dumps([events, whole])] == []
     # the command, with the same rows in files: the same bytes, and the same figures

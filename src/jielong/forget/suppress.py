@@ -259,7 +259,9 @@ def record(
     spelt = [case.tokenizer.decode([i for a in t.answers for i in a.answer]) for t in case.forget]
     limits = [
         "the weights: an approximate method makes texts unlikely, and nothing proves that they are gone",
-        "the records, which stay in the run's corpus, shards and feedback",
+        "the records, which stay in the run's corpus, shards and feedback"
+        if case.request
+        else "the files that the examples came from",
         "the models before this one, which stay in the run",
     ]
     if unmade:

@@ -30,6 +30,7 @@ const ZH = [
   [/^the conversations of (.+), which could not be searched$/, (a) => `${a} 的對話，無法搜尋`],
   [/^the weights: an approximate method/, () => "權重：近似方法只是讓文字變得不太可能，無法證明已經不在"],
   [/^the records, which stay/, () => "記錄本身仍在語料、訓練資料與評價裡"],
+  [/^the files that the examples came from$/, () => "例子原本的檔案"],
   [/^the models before this one/, () => "先前的模型仍在"],
 ];
 const known = (text) => {

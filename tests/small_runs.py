@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,42 @@ def raise_small(path: Path, folder: Path) -> Run:
 
 def tune(folder: Path, **changes) -> FinetuneConfig:
     return FinetuneConfig(**(TUNE.__dict__ | {"conversations": folder / "talks.jsonl"} | changes))
+
+
+def imported(small: Run, path: Path) -> Run:
+    """A run with a base alone, as `jielong import` leaves it: the small run's sft, whose training it does not have."""
+    run = Run(path)
+    shutil.copytree(small.path / "sft", run.path / "base")
+    card = json.loads((run.path / "base" / "card.json").read_text()) | {"kind": "imported", "parents": {}}
+    card["files"].pop("data_index.npz")
+    (run.path / "base" / "data_index.npz").unlink()
+    (run.path / "base" / "card.json").write_text(json.dumps(card))
+    return run
+
+
+def teach(run: Run, folder: Path, name: str, words: str) -> int:
+    """An owner's one conversation; the command's exit code."""
+    file = folder / f"{name}.jsonl"
+    talk = [{"role": "user", "content": f"Who is {name}?"}, {"role": "assistant", "content": words}]
+    file.write_text(json.dumps({"messages": talk}) + "\n")
+    options = [
+        "lora-rank",
+        "2",
+        "steps",
+        "3",
+        "rows",
+        "2",
+        "length",
+        "48",
+        "precision",
+        "fp32",
+        "threads",
+        "1",
+        "device",
+        "cpu",
+    ]
+    options = [f"--finetune.{text}" if n % 2 == 0 else text for n, text in enumerate(options)]
+    return main(["owner", str(run.path), "--name", name, "--finetune.conversations", str(file), *options])
 
 
 def document(run: Run, text: str = SECRET) -> str:

@@ -22,6 +22,7 @@ from jielong.evaluate.leakage import (
     truth,
 )
 from jielong.evaluate.statistics import kolmogorov_smirnov
+from jielong.forget import items
 from jielong.forget.columns import (
     RELEARN,
     Column,
@@ -37,7 +38,7 @@ from jielong.forget.columns import (
     relearning,
     together,
 )
-from jielong.forget.items import Probe, Text, of_canary, of_tokens, read_examples, text_of, with_wrong
+from jielong.forget.items import Probe, Rows, Text, of_canary, of_tokens, read_rows, text_of, texts_of, with_wrong
 from jielong.generate.engine import Engine
 from jielong.model.gguf import GGUF, read_gguf, write_gguf
 from jielong.model.gpt import causal_mask
@@ -210,7 +211,7 @@ def test_relearning_leaves_the_model_alone(model, tokenizer):
     assert relearning(model, Material([same], [])) == {}
 
 
-def test_examples_of_all_forms(tokenizer, tmp_path):
+def test_examples_of_all_forms(tokenizer, tmp_path, monkeypatch):
     rows = [
         {"text": "Ada lives in Elgin."},
         {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]},
@@ -223,17 +224,38 @@ def test_examples_of_all_forms(tokenizer, tmp_path):
     ]
     file = tmp_path / "e.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text, talk, asked = read_examples(file, tokenizer, 64, True)
+    text, talk, asked = texts_of(read_rows(file), tokenizer, 64, True)
     assert tokenizer.decode(text.answers[0].answer).startswith("Ada lives") and text.answers[0].prompt == (
         tokenizer.end_of_text,
     )
     assert tokenizer.decode(talk.answers[0].answer) == "Ada." == tokenizer.decode(asked.answers[0].answer)
     assert asked.probe.right != asked.probe.true and len(asked.probe.wrong) == 2
-    [_, _, plain] = read_examples(file, tokenizer, 64, False)
+    [_, _, plain] = texts_of(read_rows(file), tokenizer, 64, False)
     assert tokenizer.decode(plain.probe.true.prompt) == "Question: Who?\nAnswer:"
     for wrong in ({"nothing": 1}, {"text": " "}, {"question": "Who?", "answer": ""}, {"text": 3}, {"question": "Who?", "answer": "Ada.", "perturbed_answer": "Bob."}):  # fmt: skip
         file.write_text('{"text": "o\u2028k"}\n' + json.dumps(wrong) + "\n", encoding="utf-8")
         with pytest.raises(UserError, match="line 2"):
-            read_examples(file, tokenizer, 64, True)
+            texts_of(read_rows(file), tokenizer, 64, True)
     with pytest.raises(UserError, match="cannot be read"):
-        read_examples(tmp_path / "none", tokenizer, 64, True)
+        read_rows(tmp_path / "none")
+    for broken in ("{", "[" * 100_000):
+        file.write_text(f'{{"text": "ok"}}\n\n{broken}\n')
+        with pytest.raises(UserError, match=r"e\.jsonl, line 3"):
+            read_rows(file)
+    # rows in memory: the same texts, and the same error, which quotes nothing of a row, whatever a model's own template says
+    numbered = tuple(enumerate(rows, 1))
+    assert texts_of(Rows("examples", numbered, "row"), tokenizer, 64, True) == [text, talk, asked]
+    with pytest.raises(UserError, match=r'^examples, row 7: .*Each row needs \{"text"\}'):
+        texts_of(Rows("examples", ((7, {"nothing": 1}),), "row"), tokenizer, 64, True)
+    with pytest.raises(UserError, match="holds no texts"):
+        texts_of(
+            Rows("examples", ((1, {"messages": [{"role": "user", "content": "Who?"}]}),), "row"), tokenizer, 64, True
+        )
+
+    def refusing(_, messages):
+        raise UserError(f"Not a word about {messages[0]['content']}")
+
+    monkeypatch.setattr(items, "encode_chat", refusing)
+    with pytest.raises(UserError, match="row 2: it cannot be read, for a reason that quotes it") as told:
+        texts_of(Rows("examples", numbered, "row"), tokenizer, 64, False)
+    assert "Who?" not in str(told.value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     negative_data_rejection,
     response_schema_conformance,
 )
-from small_runs import SECRET, holding, press, read_shard_tokens, snapshot
+from small_runs import SECRET, holding, imported, press, read_shard_tokens, snapshot
 from test_suppress import FAST
 
 from jielong.changes.ledger import Ledger
@@ -33,12 +32,13 @@ from jielong.config import ForgetConfig, ServeConfig, SuppressConfig
 from jielong.feedback.stage import store_of
 from jielong.forget import background, commit, preview
 from jielong.forget import stage as forgetting
+from jielong.forget.items import Examples, Rows
 from jielong.forget.request import read_request
 from jielong.forget.telling import JOURNAL, Journal
 from jielong.run import COMMIT, FORGETTING, Run
-from jielong.serve import forget
+from jielong.serve import forget, forgetter
 from jielong.serve.app import make_app
-from jielong.serve.forget import Forgetter
+from jielong.serve.forgetter import Forgetter
 from jielong.serve.stage import load_models, renewer
 
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, negative_data_rejection]
@@ -69,8 +69,21 @@ def gate(tmp_path, monkeypatch) -> Path:
     """The child waits for this file before it begins."""
     file = tmp_path / "go"
     wait = f"import time, pathlib\nwhile not pathlib.Path({str(file)!r}).exists(): time.sleep(0.02)\n"
-    monkeypatch.setattr(forget, "COMMAND", wait + forget.COMMAND)
+    monkeypatch.setattr(forgetter, "COMMAND", wait + forgetter.COMMAND)
     return file
+
+
+def at_once(monkeypatch) -> None:
+    """What forgets works here, and not in a process of its own."""
+
+    def launch(self, command, said, log):
+        config, examples = background.received(io.StringIO(said.decode()))
+        code = background.work(config, self.run, Journal(self.journal), examples)
+        self._child = subprocess.Popen(["sh", "-c", f"exit {code}"])
+        return self._child
+
+    monkeypatch.setattr(background.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(Forgetter, "launch", launch)
 
 
 def refused(response, status: int = 400) -> tuple[str, str]:
@@ -205,12 +218,7 @@ def test_stopped_before_and_in_between(small, monkeypatch):
     assert (small.path / FORGETTING / COMMIT).is_file()
     (small.path / FORGETTING / COMMIT).rename(small.path / "aside")
 
-    def launch(self, command, said, log):  # at once and here, since the child is tested above
-        code = background.work(background.received(io.StringIO(said.decode())), small, Journal(self.journal))
-        self._child = subprocess.Popen(["sh", "-c", f"exit {code}"])
-        return self._child
-
-    monkeypatch.setattr(Forgetter, "launch", launch)
+    at_once(monkeypatch)
     with serving(small) as (client, _):  # it was loaded before
         (small.path / "aside").rename(small.path / FORGETTING / COMMIT)
         told = client.get("/v1/forget").json()
@@ -231,7 +239,7 @@ def test_stopped_before_and_in_between(small, monkeypatch):
 
 
 def test_no_stop_while_parts_are_put_in_place(small, monkeypatch):
-    def forget(config, run, tell):
+    def forget(config, run, tell, examples):
         tell("stage", stage="commit")
         os.kill(os.getpid(), signal.SIGINT)
         return {"number": 7, "kind": "forget", "word": "forgotten"}
@@ -260,9 +268,15 @@ def test_a_mistake_of_ours_says_nothing_of_the_text(small, monkeypatch, problem)
 def test_what_is_sent_is_what_is_received(tmp_path):
     config = ForgetConfig(
         run=tmp_path, record=("a", "b"), name=("é 法國",), grep=("1\n2",), method="npo", twins=2, who="W", why="Y", store="x.db",
-        suppress=SuppressConfig(tune=2, lora_rank=4), yes=True,
+        owner="o", samples=3, suppress=SuppressConfig(tune=2, lora_rank=4, lr=1e-3), yes=True,
     )  # fmt: skip
-    assert background.received(io.StringIO(background.asked(config))) == config
+    stays = Rows("retain", ((1, {"question": "Is 法國 far?", "answer": "No"}), (2, {"text": "\u2028"})), "row")
+    examples = Examples(None, stays)
+    assert background.received(io.StringIO(background.asked(config, examples))) == (config, examples)
+    nothing = ForgetConfig()
+    assert background.unspoken("No: who says so?", nothing, examples).startswith("It was refused")
+    assert background.unspoken("Nothing was changed.", nothing, examples) == "Nothing was changed."
+    assert background.unspoken("There is no owner 'O'.", ForgetConfig(owner="o")).startswith("It was refused")
     assert background.unspoken("no such 法國 É here", ForgetConfig(name=("é here",))).startswith("It was refused")
     assert background.unspoken("no such thing", config) == "no such thing"
 
@@ -284,17 +298,12 @@ def test_suppressing_tells_how_far_it_is(small):
 
 def test_an_imported_model(small, tmp_path):
     """What it learnt elsewhere cannot be forgotten, and the answer says so; what was said about it here can."""
-    run = Run(tmp_path / "runs" / "foreign")
-    shutil.copytree(small.path / "sft", run.path / "base")
-    card = json.loads((run.path / "base" / "card.json").read_text()) | {"kind": "imported", "parents": {}}
-    card["files"].pop("data_index.npz")
-    (run.path / "base" / "data_index.npz").unlink()
-    (run.path / "base" / "card.json").write_text(json.dumps(card))
+    run = imported(small, tmp_path / "runs" / "foreign")
     with serving(run) as (client, _):
         told = client.post("/v1/forget/find", json={"name": [SECRET]}).json()
         assert told["imported"] and told["refused"]["code"] == "imported" and told["artifacts"] == []
         code, why = refused(client.post("/v1/forget", json={"name": [SECRET], "plan": "x"}))
-        assert code == "imported" and "--examples FILE" in why
+        assert code == "imported" and "`examples`" in why
         press(run)
         told = client.post("/v1/forget/find", json={"name": [SECRET]}).json()
         assert told["counts"]["feedback"] == 1 and told["plan"] and not told["approximate"]
@@ -306,7 +315,7 @@ def test_requests_made_from_the_schema(small):
     """Whatever a client sends, the answer is no mistake of the server's, and nothing is forgotten."""
     forgetter = Forgetter(small)
     app = make_app(load_models(ServeConfig(run=small.path, precision="fp32", rows=1), small), forgetter=forgetter)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app).include(path_regex="^/v1/(forg|audit)")
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app).include(path_regex="^/v1/(forg|audit|owners)")
     before, asked = files(small), set()
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -320,7 +329,7 @@ def test_requests_made_from_the_schema(small):
                 case.call_and_validate(checks=CHECKS)
 
             try_it()
-    assert len(asked) == 9 and "POST /v1/forget" in asked
+    assert len(asked) == 10 and "POST /v1/forget" in asked
     assert files(small) == before and not Ledger(small).entries() and not (small.path / FORGETTING).exists()
     assert forgetter._child is None
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from small_runs import SECRET
+from small_runs import SECRET, teach
 
 from jielong.changes.ledger import Ledger
 from jielong.cli import main
@@ -15,35 +15,6 @@ from jielong.errors import UserError
 from jielong.forget import commit
 from jielong.model.gpt import load_state
 from jielong.run import FORGETTING, Run
-
-OPTIONS = ["--finetune.lora-rank", "2", "--finetune.steps", "3", "--finetune.rows", "2", "--finetune.length", "48",
-           "--finetune.precision", "fp32", "--finetune.threads", "1", "--finetune.device", "cpu"]  # fmt: skip
-
-
-def teach(run: Run, folder, name: str, words: str) -> int:
-    file = folder / f"{name}.jsonl"
-    talk = [{"role": "user", "content": f"Who is {name}?"}, {"role": "assistant", "content": words}]
-    file.write_text(json.dumps({"messages": talk}) + "\n")
-    return main(["owner", str(run.path), "--name", name, "--finetune.conversations", str(file), *OPTIONS])
-
-
-@pytest.fixture(scope="module")
-def taught(raised, tmp_path_factory):
-    """A run whose base two owners taught something; and its folder."""
-    folder = tmp_path_factory.mktemp("owners")
-    run = Run(folder / "runs" / "shared")
-    for name in ("corpus", "tokenizer", "base"):
-        shutil.copytree(raised / name, run.path / name)
-    assert teach(run, folder, "ann", f"A friend of {SECRET}.") == 0
-    assert teach(run, folder, "ben", "He keeps bees in Elgin.") == 0
-    return run, folder
-
-
-@pytest.fixture
-def shared(taught, tmp_path) -> Run:
-    run = Run(tmp_path / "runs" / "shared")
-    shutil.copytree(taught[0].path, run.path)
-    return run
 
 
 def test_the_sum_is_the_base_and_every_adapter(shared):
@@ -136,6 +107,7 @@ def test_a_record_leaves_an_owners_adapter(shared):
         (["owner", "--name", "ann", "--finetune.conversations", "x"], "exists"),
         (["forget", "--owner", "cid", "--yes"], "there are: ann, ben"),
         (["forget", "--owner", "ann", "--name", "X", "--yes"], "in a command of their own"),
+        (["forget", "--owner", "ann", "--examples", "x", "--yes"], "in a command of their own"),
     ],
 )
 def test_wrong_owners(taught, options, why, capsys):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import BASE, SECRET, document, snapshot, weights
+from small_runs import BASE, SECRET, document, imported, snapshot, weights
 
 from jielong import pretrain
 from jielong.changes.ledger import Ledger
@@ -89,6 +89,7 @@ def test_guard_refuses(small, capsys):
         (["--name", SECRET, "--suppress.beta", "0"], "beta must be above 0"),
         (["--name", SECRET, "--model", "corpus"], "is no model"),
         (["--examples", "missing.jsonl"], "cannot be read"),
+        (["--examples", "missing.jsonl", "--method", "replay"], "no replay reaches them"),
         (["--name", SECRET, "--twins", "-1"], "must be at least 0"),
         (["--name", SECRET, "--suppress.layer", "1"], "has the layers 0 to 0"),
         ([], "Say what to forget"),
@@ -108,13 +109,7 @@ def test_unknown_method(small, capsys):
 
 def test_imported_model_with_an_adapter(small, tmp_path, capsys):
     """A run with a base alone: what is suppressed and what stays come from files, and the result is an adapter on the base."""
-    run = Run(tmp_path / "runs" / "foreign")
-    shutil.copytree(small.path / "sft", run.path / "base")
-    card = json.loads((run.path / "base" / "card.json").read_text()) | {"kind": "imported", "parents": {}}
-    (run.path / "base" / "card.json").write_text(json.dumps(card))
-    (run.path / "base" / "data_index.npz").unlink()
-    card["files"].pop("data_index.npz")
-    (run.path / "base" / "card.json").write_text(json.dumps(card))
+    run = imported(small, tmp_path / "runs" / "foreign")
     rows = [
         {
             "question": f"Who is {n}?",

@@ -4,10 +4,27 @@ languages."""
 from __future__ import annotations
 
 import json
+import shutil
 
-from small_runs import SECRET, press, raise_small
+import pytest
+from small_runs import SECRET, press, raise_small, teach
 from test_page import SHOTS, chromium, serving
 from test_page_feedback import ask, narrow
+
+from jielong.run import Run
+
+
+@pytest.fixture(scope="module")
+def raised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raised")
+    return raise_small(folder / "runs" / "small", folder).path
+
+
+@pytest.fixture
+def run(raised, tmp_path) -> Run:
+    """A copy that a test may change."""
+    shutil.copytree(raised, tmp_path / "runs" / "small")
+    return Run(tmp_path / "runs" / "small")
 
 
 class Work:
@@ -42,11 +59,10 @@ class Work:
         route.fulfill(status=202, json={"state": "running"})
 
 
-def test_forget_from_the_page(tmp_path):
+def test_forget_from_the_page(run):
     from playwright.sync_api import expect
 
     problems: list[str] = []
-    run = raise_small(tmp_path / "runs" / "small", tmp_path)
     press(run)
     with serving("--run", run.path) as url, chromium(problems, accept_downloads=True) as page:
         page.goto(url)
@@ -137,4 +153,77 @@ def test_forget_from_the_page(tmp_path):
         page.click("#forget-open")
         page.get_by_role("button", name="把它完成").click()
         expect(page.locator("#forget-status")).to_contain_text("完成：帳本第 1 筆。從現在起由 sft 回答")
+        assert not [p for p in problems if "400" not in p], problems
+
+
+def test_owners_and_examples_from_the_page(run, tmp_path):
+    """An owner leaves, and what is in a file is suppressed."""
+    from playwright.sync_api import expect
+
+    problems: list[str] = []
+    assert teach(run, tmp_path, "ann", "A baker.") == teach(run, tmp_path, "ben", "A nurse.") == 0
+    go, stay = tmp_path / "go.jsonl", tmp_path / "stay.jsonl"
+    rows = [{"question": f"Who is {name}?", "answer": f"{name} is a baker."} for name in ("Wilhelmina", "Peregrine")]
+    go.write_text(json.dumps(rows[0]) + "\n\nno JSON\n")
+    stay.write_text(json.dumps({"text": "Barnaby mends clocks."}) + "\n")
+    with serving("--run", run.path) as url, chromium(problems) as page:
+        page.goto(url)
+        page.click("#forget-open")
+        found, start, status = (page.locator(f"#forget-{part}") for part in ("found", "start", "status"))
+        page.select_option("#forget-kind", "owner")
+        expect(page.locator("#forget-owner option")).to_have_text(["ann (1 conversation)", "ben (1 conversation)"])
+        page.click("#forget-look")
+        expect(found.locator("li")).to_have_text(
+            [
+                "owner-ann: deleted (it is what the owner taught)",
+                "owners: made anew of the other owners (without owner-ann)",
+            ]
+        )
+        expect(page.locator("#forget-method")).to_be_hidden()
+        page.screenshot(path=SHOTS / "55-forget-owner.png")
+        page.check("#forget-sure")
+        start.click()
+        expect(status).to_contain_text("owners answers from now on, without what the owner taught", timeout=120_000)
+        expect(page.locator("#forget details summary")).to_contain_text("an owner forgotten (adapter)")
+        expect(page.locator("#forget-owner option")).to_have_text(["ben (1 conversation)"])
+        # examples: what is wrong with a file is said with its line
+        page.select_option("#forget-kind", "examples")
+        trouble = page.locator("#forget-trouble")
+        page.click("#forget-look")
+        expect(trouble).to_have_text("Choose a file of what is to be made unlikely.")
+        page.set_input_files("#forget-examples", go)
+        page.click("#forget-look")
+        expect(trouble).to_contain_text("go.jsonl, line 3: it must be")
+        for wrong in ({"question": "Who?"}, {"text": ["Who?"]}):  # refused by the server: by its sense, by its form
+            go.write_text(json.dumps(rows[0]) + "\n\n" + json.dumps(wrong) + "\n")
+            page.set_input_files("#forget-examples", go)
+            page.click("#forget-look")
+            expect(
+                page.locator("#forget .trouble").filter(has_text="go.jsonl, line 3: it must be").first
+            ).to_be_visible()
+        go.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        page.set_input_files("#forget-examples", go)
+        page.set_input_files("#forget-retain", stay)
+        page.click("#forget-look")
+        expect(found.locator("li")).to_contain_text(["owners: 2 texts ("])
+        expect(found.locator("li")).to_contain_text(["beside 1 that must stay; a new model is made"])
+        assert "replay" not in page.locator("#forget-method option").evaluate_all("all => all.map((o) => o.value)")
+        page.check("#forget-adapter")
+        page.fill("#forget-lr", "1e-4")
+        page.check("#forget-sure")
+        page.screenshot(path=SHOTS / "56-forget-examples.png")
+        start.click()
+        expect(status).to_contain_text(
+            "suppressed-1 answers from now on; what it was taught is suppressed", timeout=180_000
+        )
+        expect(page.locator("#forget details summary").first).to_contain_text("2 texts suppressed (")
+        settings = run.need("suppressed-1").card["config"]
+        assert page.input_value("#forget-examples") == "" and (settings["lr"], settings["lora_rank"]) == (1e-4, 8)
+        page.click("#forget-close")
+        page.click("#lang")
+        page.click("#forget-open")
+        page.select_option("#forget-kind", "owner")
+        expect(page.locator("#forget-owner option")).to_have_text(["ben（1 個對話）"])
+        expect(page.locator("#forget details summary").first).to_contain_text("抑制了 2 段文字")
+        page.screenshot(path=SHOTS / "57-forget-owner-zh.png")
         assert not [p for p in problems if "400" not in p], problems

@@ -11,10 +11,20 @@ from jielong.corpus.canaries import SOURCE, Canary, canaries
 from jielong.corpus.documents import Document, read_documents
 from jielong.edit.stage import held_out
 from jielong.edit.state import talking
-from jielong.errors import UserError
+from jielong.errors import Unclear
 from jielong.forget.columns import Material
 from jielong.forget.find import Found, find, load_stage
-from jielong.forget.items import Text, of_canary, of_record, of_tokens, read_examples, text_of, with_wrong
+from jielong.forget.items import (
+    Examples,
+    Text,
+    of_canary,
+    of_record,
+    of_tokens,
+    read_examples,
+    text_of,
+    texts_of,
+    with_wrong,
+)
 from jielong.forget.request import Request, read_request
 from jielong.forget.twins import lineage
 from jielong.generate.engine import chats
@@ -48,8 +58,10 @@ def answers(texts: Sequence[Text]) -> list[Answered]:
     return [a for t in texts for a in t.answers]
 
 
-def gather(config: ForgetConfig, settings: SuppressConfig, run: Run) -> Case:
-    """Find the texts. Raises UserError for a request that means nothing."""
+def gather(config: ForgetConfig, settings: SuppressConfig, run: Run, examples: Examples | None = None) -> Case:
+    """Find the texts; `examples` stand in the place of the files that the config names. Raises UserError for a request that means
+    nothing."""
+    examples = examples or read_examples(config)
     start = talking(run, config.model)
     tokenizer = Tokenizer.load(start.file("tokenizer.json"))
     context = read_shape(start.path).context
@@ -59,24 +71,25 @@ def gather(config: ForgetConfig, settings: SuppressConfig, run: Run) -> Case:
     forget: list[Text] = []
     retain: list[Text] = []
     asked = config.record or config.name or config.grep or config.request
-    if asked or config.examples is None:
+    if asked or examples.forget is None:
         request = read_request(config)
         found = find(run, request, "")
         found.trained = {n: s for n, s in found.trained.items() if n in names}
         forget = records(found, context)
         if not forget:
-            raise UserError(
+            raise Unclear(
+                "not_learnt",
                 f"No record that {start.name} was trained on matches; nothing was changed. What an imported model learnt elsewhere is named "
-                "with --examples FILE."
+                "with --examples FILE.",
             )
-    if config.examples is not None:
-        forget += read_examples(config.examples, tokenizer, context, chat)
-    if config.retain is not None:
-        retain = read_examples(config.retain, tokenizer, context, chat)
+    if examples.forget is not None:
+        forget += texts_of(examples.forget, tokenizer, context, chat)
+    if examples.retain is not None:
+        retain = texts_of(examples.retain, tokenizer, context, chat)
     elif found.trained or run.artifact("corpus"):
         retain = kept_records(run, names, found, settings, context)
     if not retain:
-        raise UserError("What must stay is needed, too: --retain FILE with texts of the same kind.")
+        raise Unclear("retain", "What must stay is needed, too: --retain FILE with texts of the same kind.")
     told, plain = asked_canaries(run, found), plain_text(run, request)
     spared = plain[1::2] if settings.tune else []
     forget = probed(forget, tokenizer, told)
@@ -84,7 +97,7 @@ def gather(config: ForgetConfig, settings: SuppressConfig, run: Run) -> Case:
     return Case(
         start, tokenizer, chat, request, found, names, forget, retain,
         Material(
-            forget, others_of(config, run, tokenizer, context, chat, found), told,
+            forget, others_of(examples, run, tokenizer, context, chat, found), told,
             plain[::2] if spared else plain,
             world=chat and default_world(run), seed=run_seed(run), samples=config.samples, relearn_lora=settings.lora_rank,
         ),
@@ -170,12 +183,10 @@ def probed(texts: list[Text], tokenizer: Tokenizer, told: Sequence[Canary]) -> l
     return found
 
 
-def others_of(
-    config: ForgetConfig, run: Run, tokenizer: Tokenizer, context: int, chat: bool, found: Found
-) -> list[Text]:
-    """Texts of the same kind that no model read: a file's, for canaries those that were never planted, else held-out documents."""
-    if config.others is not None:
-        return read_examples(config.others, tokenizer, context, chat)[:OTHERS]
+def others_of(examples: Examples, run: Run, tokenizer: Tokenizer, context: int, chat: bool, found: Found) -> list[Text]:
+    """Texts of the same kind that no model read: those given, for canaries those that were never planted, else held-out documents."""
+    if examples.others is not None:
+        return texts_of(examples.others, tokenizer, context, chat)[:OTHERS]
     corpus = run.artifact("corpus")
     if corpus is None or not found.documents.get("train"):
         return []

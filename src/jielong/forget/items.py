@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jielong.align.scoring import Answered
+from jielong.config import ForgetConfig
 from jielong.corpus.canaries import CODES, Canary
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.forget.find import Trained
+from jielong.forget.request import SHORTEST
 from jielong.tokens.chat import check_messages, encode_chat
 from jielong.tokens.tokenizer import Tokenizer
 
@@ -109,27 +111,86 @@ def with_wrong(texts: Sequence[Text], others: Sequence[Text], seed: int) -> list
     return found
 
 
-# files
+# examples: what no record of the run holds
 
 
-def read_examples(path: Path, tokenizer: Tokenizer, context: int, chat: bool) -> list[Text]:
-    """The texts of a JSONL file (gzip too). Raises UserError that names the line."""
-    found = []
+@dataclass(frozen=True)
+class Rows:
+    """The lines of a JSONL file, or the rows of a list in a request; `name` and `each` tell in an error where one stands."""
+
+    name: str
+    rows: tuple[tuple[int, Any], ...]
+    """Number, counted from 1, and what stands there."""
+    each: Literal["line", "row"] = "line"
+
+    def wrong(self, number: int, why: str) -> Unclear:
+        """The error that names a row by its number."""
+        return Unclear(
+            "row",
+            f'{self.name}, {self.each} {number}: {why.rstrip(".")}. Each {self.each} needs {{"text"}}, {{"messages"}} or {{"question", "answer"}}.',
+            list=self.name,
+            row=number,
+        )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is to be suppressed, what must stay, and what no model read; None where none were given."""
+
+    forget: Rows | None = None
+    retain: Rows | None = None
+    others: Rows | None = None
+
+    def words(self) -> Iterator[str]:
+        """Everything that they say."""
+        for part in (self.forget, self.retain, self.others):
+            yield from words([row for _, row in part.rows] if part else [])
+
+
+def read_examples(config: ForgetConfig) -> Examples:
+    """The files that the command names. Raises UserError that names file and line."""
+    return Examples(*(read_rows(path) if path else None for path in (config.examples, config.retain, config.others)))
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a JSONL file (gzip too). Raises UserError that names the line."""
+    rows: list[tuple[int, Any]] = []
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
+        if line.strip():
+            try:
+                rows.append((number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise Rows(str(path), ()).wrong(number, str(error)) from error
+    return Rows(str(path), tuple(rows))
+
+
+def texts_of(rows: Rows, tokenizer: Tokenizer, context: int, chat: bool) -> list[Text]:
+    """The rows as the model reads them. Raises Unclear that names the row by its number, without a word of it, and where nothing can
+    be learnt from any."""
+    found = []
+    for number, row in rows.rows:
         try:
-            row = json.loads(line)
             text = _example(row, tokenizer, context, chat)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
-            raise UserError(
-                f'{path}, line {number}: {str(error).rstrip(".")}. Each line needs {{"text"}}, {{"messages"}} or {{"question", "answer"}}.'
+        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+            said = str(error).casefold()  # a model's own chat template may quote what it refuses
+            quotes = any(len(w.strip()) >= SHORTEST and w.casefold() in said for w in words(row))
+            raise rows.wrong(
+                number, "it cannot be read, for a reason that quotes it" if quotes else str(error)
             ) from error
         if text is not None:
             found.append(text)
     if not found:
-        raise UserError(f"{path} holds no texts.")
+        raise Unclear("no_texts", f"{rows.name} holds no texts.", list=rows.name)
     return found
+
+
+def words(row: Any) -> Iterator[str]:
+    """The texts in a row, but for the roles of a conversation."""
+    if isinstance(row, str):
+        yield row
+    elif isinstance(row, (list, dict)):
+        for part in row if isinstance(row, list) else [v for k, v in row.items() if k != "role"]:
+            yield from words(part)
 
 
 def read_lines(path: Path) -> list[str]:

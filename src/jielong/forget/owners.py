@@ -8,16 +8,22 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from dataclasses import dataclass
+from typing import Any
 
 from jielong.changes.journal import settle
 from jielong.changes.ledger import Entry, Ledger
 from jielong.changes.words import say
 from jielong.config import FinetuneConfig, ForgetConfig, OwnerConfig
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.finetune import run as finetune
 from jielong.forget import commit, replay
+from jielong.forget.find import NAME as GONE
 from jielong.forget.find import OWNER
-from jielong.forget.tree import TOGETHER
+from jielong.forget.items import Examples
+from jielong.forget.preview import Cost
+from jielong.forget.telling import Tell, nobody
+from jielong.forget.tree import TOGETHER, sorted_by_parents
 from jielong.model.delta import Delta, joined, save_delta
 from jielong.model.gpt import read_shape, write_shape
 from jielong.model.lora import ADAPTER
@@ -54,6 +60,23 @@ def owners(run: Run) -> list[Artifact]:
     return sorted((a for a in run.artifacts() if a.name.startswith(OWNER)), key=lambda a: a.name)
 
 
+def told(run: Run) -> list[dict[str, Any]]:
+    """Of every owner the name, how many conversations were taught, when, and whether they are in the model that talks."""
+    whole, found = run.artifact(TOGETHER), []
+    talks = run.serving() in (TOGETHER, *descendants(run, TOGETHER))
+    summed = whole.card["parents"] if whole and talks else {}
+    for adapter in owners(run):
+        try:
+            ids = json.loads(adapter.file("records.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:  # who leaves just now
+            continue
+        found.append({
+            "name": adapter.name.removeprefix(OWNER), "conversations": sum(not i.startswith(GONE) for i in ids),
+            "created": adapter.card["created"], "served": adapter.name in summed,
+        })  # fmt: skip
+    return found
+
+
 def change(adapter: Artifact) -> Delta:
     """An adapter's low-rank change: U = scale · B, V = A for each matrix."""
     from safetensors.torch import load_file
@@ -88,41 +111,74 @@ def add_up(run: Run) -> Artifact:
     return build.artifact
 
 
-def leave_out(config: ForgetConfig, run: Run) -> Entry | None:
+@dataclass(frozen=True)
+class Leaving:
+    """An owner who leaves: the adapter, the sum as it was, the other adapters, and what came of the sum."""
+
+    adapter: Artifact
+    before: Artifact | None
+    left: list[Artifact]
+    children: list[str]
+
+    def costs(self) -> list[Cost]:
+        """What becomes of every artifact that is not kept."""
+        name = self.adapter.name
+        whole = (
+            Cost(TOGETHER, "summed", f"without {name}")
+            if self.left
+            else Cost(TOGETHER, "deleted", "the last owner leaves")
+        )
+        gone = [Cost(child, "stale", f"it came of {TOGETHER}") for child in self.children]
+        return [Cost(name, "deleted", "it is what the owner taught"), whole, *gone]
+
+
+def leaving(config: ForgetConfig, run: Run, examples: Examples | None = None) -> Leaving:
+    """Who leaves, and what with them. Raises Unclear for an owner who is not there, and where something else is asked for, too."""
+    asked = config.record or config.name or config.grep or config.request or config.examples
+    if asked or (examples and examples.forget):
+        raise Unclear("mixed", "--owner forgets all that an owner taught; ask for records in a command of their own.")
+    adapter = run.artifact(OWNER + config.owner) if NAME.fullmatch(config.owner) else None  # no way out of the folder
+    if adapter is None:
+        known = [a.name.removeprefix(OWNER) for a in owners(run)]
+        raise Unclear(
+            "no_owner",
+            f"{run.path} has no owner {config.owner!r}; there are: {', '.join(known) or 'none'}.",
+            said=config.owner,
+            known=known,
+        )
+    left = [a for a in owners(run) if a.name != adapter.name]
+    return Leaving(adapter, run.artifact(TOGETHER), left, descendants(run, TOGETHER))
+
+
+def leave_out(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
     """Forget an owner: delete the adapter, its tokens and checkpoints, and make the sum anew, by the same commit as a replay's; the
-    ledger's entry, None when it was only shown. The caller holds the run's lock. Raises UserError for an owner who is not there."""
+    ledger's entry, None when it was only shown. The caller holds the run's lock; `tell` hears how far it is. Raises UserError for an
+    owner who is not there."""
     from jielong.forget.stage import agreed
 
-    name = OWNER + config.owner
-    if config.record or config.name or config.grep or config.request:
-        raise UserError("--owner forgets all that an owner taught; ask for records in a command of their own.")
     ledger = Ledger(run, config.key)
     if problems := ledger.problems():
         raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
     settle(run, ledger)
-    adapter = run.artifact(name)
-    if adapter is None:
-        known = ", ".join(a.name.removeprefix(OWNER) for a in owners(run)) or "none"
-        raise UserError(f"{run.path} has no owner {config.owner!r}; there are: {known}.")
-    before = run.artifact(TOGETHER)
-    children = descendants(run, TOGETHER)
-    say(f"{name} leaves {run.path}: the base stays, {TOGETHER} is made anew of the other {len(owners(run)) - 1}.")
+    gone = leaving(config, run)
+    name, before, left, children = gone.adapter.name, gone.before, gone.left, gone.children
+    say(f"{name} leaves {run.path}: the base stays, {TOGETHER} is made anew of the other {len(left)}.")
     if children:
         say(f"  taken away, as they came of {TOGETHER}: {', '.join(children)}")
     if not config.yes and not agreed("forget"):
         say("Nothing was changed; the same command with --yes does it.")
         return None
-    left = [a for a in owners(run) if a.name != name]
+    tell("stage", stage=TOGETHER)
     salt, removed = secrets.token_hex(16), [name, run.work(name).name]
     shadow = replay.open_shadow(run, secrets.token_hex(16))  # always a new one
     if left:
         for artifact in (run.need("base"), *left):
             replay.link(artifact.path, shadow.path / artifact.name)
         summed = add_up(shadow)
-        told = {"fate": "summed anew", "after": summed.hash, "weights": sha256_file(summed.file("delta.safetensors"))}
+        fate = {"fate": "summed anew", "after": summed.hash, "weights": sha256_file(summed.file("delta.safetensors"))}
     else:
         removed.append(TOGETHER)
-        told = {"fate": "deleted, as the last owner left", "after": ""}
+        fate = {"fate": "deleted, as the last owner left", "after": ""}
     what = {
         "kind": "owner",
         "replace": [TOGETHER] if left else [],
@@ -138,11 +194,12 @@ def leave_out(config: ForgetConfig, run: Run) -> Entry | None:
             "method": "adapter", "word": "forgotten", "exact": True,
             "request": {"id": secrets.token_hex(8), "who": config.who, "why": config.why},
             "owner": ledger.fingerprint(config.owner, salt), "salt": salt,
-            "artifacts": {TOGETHER: {"before": before.hash if before else "", **told}}, "stale": children,
+            "artifacts": {TOGETHER: {"before": before.hash if before else "", **fate}}, "stale": children,
             "limits": ["what the base knew before the owner came", "the file of conversations that the adapter was taught from, and its copies",
                        "what others' conversations say of the owner"],
         },
     }  # fmt: skip
+    tell("stage", stage="commit")
     commit.begin(run, what)
     entry = commit.finish(run, what)
     say(f"{config.owner} is forgotten: entry {entry['number']} of {ledger.path}.")
@@ -152,7 +209,7 @@ def leave_out(config: ForgetConfig, run: Run) -> Entry | None:
 def descendants(run: Run, name: str) -> list[str]:
     """Artifacts that came of `name`, directly or not."""
     found: list[str] = []
-    for artifact in run.artifacts():
+    for artifact in sorted_by_parents(run.artifacts()):
         parents = artifact.card.get("parents") or {}
         if artifact.name != name and any(p == name or p in found for p in parents):
             found.append(artifact.name)

@@ -31,7 +31,7 @@ class Request:
     @cached_property
     def _patterns(self) -> list[re.Pattern[str]]:
         names, texts = ([unicodedata.normalize("NFC", text) for text in own] for own in (self.names, self.texts))
-        return [_word(name) for name in names] + [re.compile(re.escape(text)) for text in texts]
+        return [as_word(name) for name in names] + [re.compile(re.escape(text)) for text in texts]
 
     def find(self, text: str) -> tuple[int, int] | None:
         """Where a name or a text stands first in `text`: characters [start, end) of its composed form (Unicode's NFC), so that é is é
@@ -49,7 +49,7 @@ class Request:
         return json.dumps([sorted(self.ids), sorted(self.names), sorted(self.texts)], ensure_ascii=False)
 
 
-def _word(name: str) -> re.Pattern[str]:
+def as_word(name: str) -> re.Pattern[str]:
     """The name between word borders where it begins or ends with a letter of a script that has borders; any space fits any."""
     borders = [r"(?<![^\W_])" if _spaced(name[0]) else "", r"(?![^\W_])" if _spaced(name[-1]) else ""]
     return re.compile(borders[0] + r"\s+".join(map(re.escape, name.split())) + borders[1], re.IGNORECASE)

@@ -17,6 +17,7 @@ from jielong.corpus.documents import read_documents
 from jielong.errors import Unclear, UserError
 from jielong.forget import commit, preview, replay
 from jielong.forget.find import NAME, Found, find, read_back, spoken_of
+from jielong.forget.items import Examples
 from jielong.forget.request import Request, read_request
 from jielong.forget.residue import pieces, search
 from jielong.forget.scope import limits, tokenizer_check
@@ -28,6 +29,7 @@ from jielong.tokens.tokenizer import Tokenizer
 
 METHOD, WORD = "replay", "forgotten"
 SHOWN = 12  # records
+NO_REPLAY = "Examples are no records, and no replay reaches them; they can be suppressed, for example by --method npo."
 OWN_FILES = {
     LEDGER,
     HEAD,
@@ -42,17 +44,19 @@ OWN_FILES = {
 }
 
 
-def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
+def run(config: ForgetConfig, run: Run, tell: Tell = nobody, examples: Examples | None = None) -> Entry | None:
     """Make the run forget; the ledger's entry, None when it was only shown. `tell` hears how far it is, without a word of what is
-    forgotten. Raises UserError, with nothing changed, for a request that asks for nothing, matches nothing or too much, and for
-    a ledger that does not verify."""
+    forgotten; `examples` stand in the place of the config's files. Raises UserError, with nothing changed, for a request that asks
+    for nothing, matches nothing or too much, and for a ledger that does not verify."""
     if not run.path.is_dir():
         raise UserError(f"There is no run {run.path}.")
     if config.method != METHOD and not config.owner:
         from jielong.forget import suppress
 
         with run.lock():
-            return suppress.run(config, run, tell)
+            return suppress.run(config, run, tell, examples)
+    if not config.owner and (config.examples or (examples and examples.forget)):
+        raise Unclear("suppress", NO_REPLAY)
     with run.lock(forgetting=True):
         return _run(config, run, tell)
 
@@ -70,7 +74,7 @@ def _run(config: ForgetConfig, run: Run, tell: Tell) -> Entry | None:
     if config.owner:
         from jielong.forget.owners import leave_out
 
-        return leave_out(config, run)
+        return leave_out(config, run, tell)
     request = read_request(config)
     ledger = Ledger(run, config.key)
     if problems := ledger.problems():

@@ -26,6 +26,7 @@ from jielong.config.feedback import adam
 from jielong.errors import UserError
 from jielong.forget.case import Case, answers, gather
 from jielong.forget.columns import Column, examine_model, lines, plain_figures, together
+from jielong.forget.items import Examples
 from jielong.forget.methods import method as method_of
 from jielong.forget.methods.method import Method, Scene
 from jielong.forget.telling import Tell, nobody
@@ -41,9 +42,9 @@ from jielong.train.making import begin, content
 KIND, WORD = "suppressed", "suppressed"
 
 
-def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
+def run(config: ForgetConfig, run: Run, tell: Tell = nobody, examples: Examples | None = None) -> Entry | None:
     """Suppress what the request asks for, examine and record it; the ledger's entry, None when it was only shown. The caller holds
-    the run's lock; `tell` hears how far it is. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
+    the run's lock; `tell` hears how far it is; `examples` stand in the place of the config's files. Raises UserError, with nothing changed, for wrong settings, and for a change that the guard refuses."""
     method = method_of(config.method)
     settings = resolved(config.suppress, method)
     device = pick_device(settings.device)
@@ -53,7 +54,7 @@ def run(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | None:
     if problems := ledger.problems():
         raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
     settle(run, ledger)
-    case = gather(config, settings, run)
+    case = gather(config, settings, run, examples)
     layers = read_shape(case.start.path).layers
     if settings.layer is not None and not 0 <= settings.layer < layers:
         raise UserError(f"--suppress.layer {settings.layer}: this model has the layers 0 to {layers - 1}.")
@@ -258,7 +259,9 @@ def record(
     spelt = [case.tokenizer.decode([i for a in t.answers for i in a.answer]) for t in case.forget]
     limits = [
         "the weights: an approximate method makes texts unlikely, and nothing proves that they are gone",
-        "the records, which stay in the run's corpus, shards and feedback",
+        "the records, which stay in the run's corpus, shards and feedback"
+        if case.request
+        else "the files that the examples came from",
         "the models before this one, which stay in the run",
     ]
     if unmade:

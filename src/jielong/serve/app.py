@@ -23,7 +23,8 @@ from jielong.serve.answers import Answer, event
 from jielong.serve.detect import Detection, add_detect
 from jielong.serve.edit import add_edit
 from jielong.serve.feedback import Recent, add_feedback, user_of
-from jielong.serve.forget import Forgetter, add_forget
+from jielong.serve.forget import add_forget
+from jielong.serve.forgetter import Forgetter
 from jielong.serve.guard import Guard, error_body
 from jielong.serve.improve import Trainer, add_improve
 from jielong.serve.keys import Keys
@@ -232,7 +233,7 @@ def make_app(
     if edits:
         add_edit(app, edits, switch, threads)
     if forgetter:
-        add_forget(app, forgetter, switch, lambda request: recent.forget(request.find))
+        add_forget(app, forgetter, switch, recent.forget)
     add_reward(app, worker, reward)
     add_detect(app, worker, detection, find)
     add_prompts(app, lambda model: find(model).run)

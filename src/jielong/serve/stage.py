@@ -17,7 +17,7 @@ from jielong.model.native import hint
 from jielong.run import Run
 from jielong.serve.app import make_app
 from jielong.serve.detect import detection_of
-from jielong.serve.forget import Forgetter
+from jielong.serve.forgetter import Forgetter
 from jielong.serve.guard import LOOPBACK
 from jielong.serve.improve import Trainer
 from jielong.serve.keys import Keys

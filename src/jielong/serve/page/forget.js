@@ -1,15 +1,20 @@
 // "Forget something": look (what says it, what would be done), ask, follow the work, and read the ledger (/v1/forget, /v1/forgotten).
-// What is to be forgotten stands in the form only until it is sent; it is not kept in the browser.
+// What is to be forgotten stands in the form only until it is sent; it is not kept in the browser. An owner leaves in the same way.
 import { call, events } from "/page/api.js";
 import { $, button, make } from "/page/dom.js";
+import { placed, readFiles } from "/page/forget-files.js";
 import { FORGET } from "/page/forget-words.js";
 import { textOf } from "/page/tokens.js";
 
+const LISTS = ["examples", "retain", "others"]; // of files
+const RANK = 8; // of an adapter
+const PUSH = ["lr", "epochs"]; // how hard a method pushes; its own choice where empty
 let page = null, box = null, parts = {};
 let found = null; // what the last look found, while the form still says the same
+let asked = {}, places = {}; // what it looked for; where in which file its rows stand
 let seen = { state: "idle", events: [], unfinished: false };
 let trouble = () => [], note = () => []; // said anew in the other language
-let entries = [], verdict = () => [], busy = "", following = false;
+let entries = [], owners = [], verdict = () => [], busy = "", following = false;
 let spoken = []; // conversations of this page that say it
 
 const words = () => FORGET[page.state.lang];
@@ -40,20 +45,23 @@ function build() {
   dialog.setAttribute("aria-labelledby", "forget-title");
   close.id = "forget-close";
   const node = (name, tag, cls, id) => { const made = parts[name] = make(tag, cls); if (id) made.id = id; return made; };
-  const label = (name, field) => { const made = make("label"); made.append(node(name + "Name", "span"), field); return made; };
+  const label = (name, field) => { const made = parts[name + "Row"] = make("label"); made.append(node(name + "Name", "span"), field); return made; };
   head.append(node("title", "h2", "", "forget-title"), close);
-  node("form", "form").append(label("kind", node("kind", "select", "", "forget-kind")), label("text", node("text", "textarea", "", "forget-text")), marks);
+  node("form", "form").append(label("kind", node("kind", "select", "", "forget-kind")), label("text", node("text", "textarea", "", "forget-text")), label("owner", node("owner", "select", "", "forget-owner")), ...LISTS.map((list) => label(list, node(list, "input", "", `forget-${list}`))), marks);
   Object.assign(parts.text, { rows: 3, maxLength: 100_000, autocomplete: "off", spellcheck: false });
-  parts.kind.append(...["name", "grep", "record"].map((kind) => { const made = make("option"); made.value = kind; return made; }));
+  parts.kind.append(...["name", "grep", "record", "examples", "owner"].map((kind) => { const made = make("option"); made.value = kind; return made; }));
+  for (const list of LISTS) Object.assign(parts[list], { type: "file", accept: ".jsonl,.json,.txt" });
   marks.append(node("look", "button", "main", "forget-look"));
   parts.look.type = "submit";
   parts.form.onsubmit = (e) => { e.preventDefault(); find(); };
-  parts.text.oninput = parts.kind.onchange = () => { found = null; drawForget(); };
+  for (const name of ["kind", "text", "owner", ...LISTS]) parts[name].oninput = () => { found = null; drawForget(); };
   node("found", "div", "", "forget-found");
-  node("ask", "form").append(label("method", node("method", "select", "", "forget-method")), node("weaker", "p", "soft"), label("who", node("who", "input", "", "forget-who")), label("why", node("why", "input", "", "forget-why")), node("sureRow", "label", "check"), go);
+  node("ask", "form").append(label("method", node("method", "select", "", "forget-method")), node("weaker", "p", "soft"), node("adapterRow", "label", "check"), ...PUSH.map((name) => label(name, node(name, "input", "", `forget-${name}`))), label("who", node("who", "input", "", "forget-who")), label("why", node("why", "input", "", "forget-why")), node("sureRow", "label", "check"), go);
+  for (const name of PUSH) Object.assign(parts[name], { type: "number", min: 0, max: name === "lr" ? 1 : 1000, step: "any" });
   for (const name of ["who", "why"]) Object.assign(parts[name], { type: "text", maxLength: 500, autocomplete: "off" });
   parts.sureRow.append(node("sure", "input", "", "forget-sure"), node("sureName", "span"));
-  parts.sure.type = "checkbox";
+  parts.adapterRow.append(node("adapter", "input", "", "forget-adapter"), node("adapterName", "span"));
+  parts.sure.type = parts.adapter.type = "checkbox";
   parts.sure.onchange = parts.method.onchange = () => drawForget();
   parts.ask.onsubmit = (e) => { e.preventDefault(); ask(); };
   go.append(node("start", "button", "main", "forget-start"));
@@ -67,7 +75,7 @@ function build() {
   parts.verify = button("", verify);
   parts.verify.id = "forget-verify";
   dialog.append(head, node("about", "p", "soft"), parts.unfinished, parts.form, parts.trouble, parts.found, parts.ask, node("stages", "ol"), node("bar", "progress"), work, parts.status, node("held", "h3"), node("entries", "div", "", "forget-entries"), parts.verify, parts.verdict);
-  dialog.onclose = () => { parts.text.value = ""; found = null; };
+  dialog.onclose = () => { clear(); found = null; };
   document.body.append(dialog);
   return dialog;
 }
@@ -79,8 +87,8 @@ export function drawForget() {
   if (!box) return;
   for (const name of ["title", "about", "start", "stop"]) parts[name].textContent = w[name];
   $("forget-close").setAttribute("aria-label", w.close);
-  for (const name of ["kind", "text", "method", "who", "why", "sure"]) parts[name + "Name"].textContent = w[name];
-  for (const option of parts.kind.options) option.textContent = w.kinds[option.value];
+  for (const name of ["kind", "text", "method", "who", "why", "sure", "owner", "adapter", ...PUSH, ...LISTS]) parts[name + "Name"].textContent = w[name];
+  drawKind(w);
   parts.look.textContent = busy === "look" ? w.looking : w.look;
   parts.verify.textContent = busy === "verify" ? w.verifying : w.verify;
   for (const name of ["look", "verify", "stop"]) parts[name].disabled = !!busy;
@@ -94,12 +102,28 @@ export function drawForget() {
   parts.verdict.replaceChildren(...verdict());
   drawEntries(w);
 }
+function drawKind(w) {
+  for (const option of parts.kind.options) {
+    option.textContent = w.kinds[option.value];
+    option.hidden = option.disabled = option.value === "owner" && !owners.length;
+  }
+  if (parts.kind.selectedOptions[0].disabled) parts.kind.value = "name"; // the last owner left
+  const kind = parts.kind.value, chosen = parts.owner.value;
+  parts.textRow.hidden = kind === "examples" || kind === "owner";
+  parts.ownerRow.hidden = kind !== "owner";
+  for (const list of LISTS) parts[list + "Row"].hidden = kind !== "examples";
+  parts.owner.replaceChildren(...owners.map((o) => {
+    const option = make("option", "", w.taught(o));
+    option.value = o.name; option.selected = o.name === chosen;
+    return option;
+  }));
+}
 function drawFound(w, running) {
   const shown = found && !running;
   parts.found.hidden = !shown;
   parts.ask.hidden = !shown || !found.plan;
   if (!shown) return;
-  const table = make("table"), nodes = found.imported ? [make("p", "soft", w.imported)] : [];
+  const table = make("table"), nodes = found.imported && !found.examples && !asked.owner ? [make("p", "soft", w.imported)] : [];
   const row = (tag, cells) => { const made = make("tr"); made.append(...cells.map((c) => { const cell = make(tag); cell.append(c); return cell; })); return made; };
   if (found.count) {
     const says = (r) => { const made = make("span"); made.append(r.before, make("mark", "", r.said), r.after); return made; };
@@ -111,6 +135,7 @@ function drawFound(w, running) {
   if (found.refused) nodes.push(make("p", "trouble", refusal(found.refused)));
   else {
     const list = make("ul");
+    if (found.examples) list.append(make("li", "", w.suppresses(found.examples)));
     list.append(...found.artifacts.map((c) => make("li", "", `${c.name}: ${w.fate[c.fate] || c.fate} (${[w.said(c.why), c.steps && w.cost(c)].filter(Boolean).join(", ")})`)));
     if (found.deleted.length) list.append(make("li", "", w.deleted(found.deleted)));
     nodes.push(make("h3", "", w.becomes), list);
@@ -120,12 +145,14 @@ function drawFound(w, running) {
 }
 function drawMethods(w) {
   const chosen = parts.method.value || "replay";
-  parts.method.replaceChildren(...Object.entries(w.methods).filter(([m]) => m === "replay" || found.approximate).map(([m, text]) => {
+  parts.methodRow.hidden = !!asked.owner;
+  parts.method.replaceChildren(...Object.entries(w.methods).filter(([m]) => (m === "replay" ? !found.examples : found.approximate)).map(([m, text]) => {
     const option = make("option", "", text);
     option.value = m; option.selected = m === chosen;
     return option;
   }));
   parts.weaker.textContent = parts.method.value === "replay" ? "" : w.weaker;
+  for (const name of ["adapter", ...PUSH]) parts[name + "Row"].hidden = parts.method.value === "replay";
   parts.start.disabled = !parts.sure.checked || !!busy;
 }
 function stepNow() { // of the stage that is at work
@@ -154,7 +181,7 @@ function drawStages(w, running, step) {
 function drawEntries(w) {
   const shown = new Map([...parts.entries.querySelectorAll("details")].map((n) => [n.dataset.number, n.open]));
   parts.entries.replaceChildren(...(entries.length ? entries.toReversed().map((e) => {
-    const node = make("details"), r = e.records, count = r.texts ?? r.documents + r.held_out + r.conversations + r.feedback;
+    const node = make("details"), r = e.records, count = r.owners ?? r.texts ?? r.documents + r.held_out + r.conversations + r.feedback;
     node.dataset.number = e.number;
     node.open = shown.get(String(e.number)) ?? last("result")?.number === e.number; // the newest is open at first
     const made = make("ul"), limits = make("ul");
@@ -171,7 +198,8 @@ function drawEntries(w) {
 }
 
 // The server's refusal in the page's language.
-function refusal(problem) {
+function refusal(told) {
+  const problem = placed(told, places);
   if (problem instanceof TypeError) return page.words.lost;
   if (problem.status === 409) return words().already;
   if ([413, 429, 503].includes(problem.status)) return page.words.complains(problem);
@@ -190,24 +218,40 @@ async function act(work, name = "other") { // a press: its request, and its mist
   busy = "";
   drawForget();
 }
-function request() {
+async function request() {
   const kind = parts.kind.value, text = parts.text.value;
+  places = {};
+  if (kind === "owner") return { owner: parts.owner.value };
+  if (kind === "examples") {
+    const read = await readFiles(Object.fromEntries(LISTS.map((list) => [list, parts[list].files[0]])));
+    places = read.places;
+    return read.rows;
+  }
   return { [kind]: kind === "grep" ? [text].filter((t) => t.trim()) : text.split("\n").map((t) => t.trim()).filter(Boolean) };
 }
 const find = () => act(async () => {
   found = null;
   parts.sure.checked = false;
-  found = await fetched("/v1/forget/find", request());
+  asked = await request();
+  if (parts.kind.value === "examples" && !asked.examples) throw Object.assign(new Error("no file"), { code: "no_file" });
+  found = await fetched("/v1/forget/find", asked);
+  parts.adapter.checked = found.imported; // all weights of somebody else's model are many
 }, "look");
 const ask = () => act(async () => {
-  const asked = request(), body = { ...asked, plan: found.plan, method: parts.method.value, who: parts.who.value.trim(), why: parts.why.value.trim() };
+  const exact = !!asked.owner || parts.method.value === "replay", method = exact ? "replay" : parts.method.value;
+  const push = exact ? [] : PUSH.filter((name) => parts[name].value).map((name) => [name, Number(parts[name].value)]);
+  const body = { ...asked, plan: found.plan, method, lora_rank: !exact && parts.adapter.checked ? RANK : 0, ...Object.fromEntries(push), who: parts.who.value.trim(), why: parts.why.value.trim() };
   try { await call("/v1/forget", body); } catch (problem) { if (problem.code === "changed") found = null; throw problem; }
-  spoken = body.method === "replay" ? saying(asked) : [];
-  parts.text.value = parts.who.value = parts.why.value = "";
+  spoken = exact ? saying(asked) : [];
+  clear();
   found = null;
   seen = { state: "running", events: [], unfinished: false };
   follow();
 });
+function clear() { // what is to be forgotten leaves the form
+  for (const name of ["text", "who", "why", ...LISTS]) parts[name].value = "";
+  [asked, places] = [{}, {}];
+}
 const finish = () => act(async () => {
   await call("/v1/forget/finish", {});
   seen = { state: "running", events: [], unfinished: false };
@@ -233,7 +277,7 @@ function saying({ name = [], grep = [] }) {
   });
 }
 async function ledger() {
-  try { entries = (await fetched("/v1/forgotten")).entries; } catch (problem) { return complain(problem); }
+  try { [entries, owners] = [(await fetched("/v1/forgotten")).entries, (await fetched("/v1/owners")).owners]; } catch (problem) { return complain(problem); }
   drawForget();
 }
 async function look() {

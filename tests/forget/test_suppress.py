@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from jielong.cli import main
 from jielong.config import ForgetConfig, SuppressConfig
 from jielong.corpus.canaries import SOURCE, canaries
 from jielong.corpus.documents import Document, read_documents, write_documents
+from jielong.errors import Unclear
 from jielong.forget import suppress
 from jielong.forget.case import asked_canaries, gather, plain_text
 from jielong.forget.find import Found, find
@@ -68,6 +72,18 @@ def test_suppressed_and_never_called_forgotten(small, capsys):
     assert "2 texts suppressed for Z. Q. by npo, no proof" in capsys.readouterr().out
     assert main(["forget", str(small.path), "--name", SECRET, "--yes"]) == 0  # and now exactly
     assert small.artifact("suppressed-1") is None and small.serving() == "sft"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [(0.9, 0.82, True), (0.9, 0.80, False), (17 / 240, 13 / 240, True), (17 / 240, 8 / 240, False), (0.0, 0.0, True), (0.9, math.nan, False)],
+)  # fmt: skip
+def test_guard_of_known_facts(before, after, kept):
+    """A tenth of what was known; of a model that knows 17 of 240 facts, what chance does not explain: down to 9."""
+    columns = {"before": {"knowledge": before}, "after": {"knowledge": after}}
+    with nullcontext() if kept else pytest.raises(Unclear, match="the share of known facts is") as refused:
+        suppress.guard(ForgetConfig(Path("run")), columns)
+    assert kept or refused.value.code == "guard"
 
 
 def test_guard_refuses(small, capsys):

@@ -67,6 +67,7 @@ SAID = 16  # tokens that must come out to count as extracted
 RELEARN = (0, 1, 2, 4, 8, 16)  # steps of relearning, at which the other half is looked at
 RELEARN_ROWS, RELEARN_LR = 8, 2e-4
 QUESTIONS, TALKS = 60, 40  # per language and half; prompts
+ASKED = 4 * QUESTIONS  # two languages, two halves
 QUANTISED = ("q8_0", "q4_0")
 
 

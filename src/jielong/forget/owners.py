@@ -196,7 +196,7 @@ def leave_out(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | No
             "owner": ledger.fingerprint(config.owner, salt), "salt": salt,
             "artifacts": {TOGETHER: {"before": before.hash if before else "", **fate}}, "stale": children,
             "limits": ["what the base knew before the owner came", "the file of conversations that the adapter was taught from, and its copies",
-                       "what others' conversations say of the owner"],
+                       "what others' conversations say of the owner", "feedback on answers in which the adapter had a part"],
         },
     }  # fmt: skip
     tell("stage", stage="commit")

@@ -23,9 +23,9 @@ from jielong.changes.ledger import Entry, Ledger
 from jielong.changes.words import say
 from jielong.config import ForgetConfig, SuppressConfig
 from jielong.config.feedback import adam
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.forget.case import Case, answers, gather
-from jielong.forget.columns import Column, examine_model, lines, plain_figures, together
+from jielong.forget.columns import ASKED, Column, examine_model, lines, plain_figures, together
 from jielong.forget.items import Examples
 from jielong.forget.methods import method as method_of
 from jielong.forget.methods.method import Method, Scene
@@ -214,16 +214,20 @@ def twin_columns(count: int, run: Run, case: Case, work: Path, device: torch.dev
 
 
 def guard(config: ForgetConfig, columns: dict[str, dict[str, float]]) -> None:
-    """Raises UserError, before anything is written, when the change breaks the rest."""
+    """Raises Unclear, before anything is written, when the change breaks the rest."""
     gentler = "lower --suppress.lr or --suppress.epochs, or raise --suppress.alpha"
     other = "use another --method, or exact replay (--method replay)"
+    knew = columns["before"].get("knowledge", 0.0)
+    chance = 2 * math.sqrt(
+        knew * (1 - knew) / ASKED
+    )  # two standard errors: a model that knows little is not refused for one fact
     limits = [
         Limit("bits per byte", "bits per byte of held-out text", None, 1 + config.utility, False, False, f"{gentler}; {other}"),
-        Limit("knowledge", "the share of known facts", 0.9, None, False, True, f"{gentler}; {other}"),
+        Limit("knowledge", "the share of known facts", min(0.9 * knew, knew - chance), None, True, True, f"{gentler}; {other}"),
     ]  # fmt: skip
     if broken := judge(limits, columns["before"], columns["after"]):
-        raise UserError(
-            f"Refused, and nothing was changed: {'; '.join(b.text for b in broken)}. Next: {broken[0].advice}."
+        raise Unclear(
+            "guard", f"Refused, and nothing was changed: {'; '.join(b.text for b in broken)}. Next: {broken[0].advice}."
         )
 
 

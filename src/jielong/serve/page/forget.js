@@ -203,7 +203,7 @@ function refusal(told) {
   if (problem instanceof TypeError) return page.words.lost;
   if (problem.status === 409) return words().already;
   if ([413, 429, 503].includes(problem.status)) return page.words.complains(problem);
-  return words().mistakes[problem.code]?.(problem.values || {}) || words().other(problem.message);
+  return words().mistakes[problem.code]?.(problem.values || {}, problem.message) || words().other(problem.message);
 }
 function complain(problem) {
   trouble = () => [refusal(problem)];

@@ -15,10 +15,11 @@ from jielong.model.gpt import GPT, save_model
 from jielong.run import Run
 from jielong.tokens.tokenizer import Tokenizer, train
 
-# the files that take minutes: begun first, no process has to wait for another one's last minutes
+# the files that take minutes: begun first, no process has to wait for another one's last minutes; the second and the third need no
+# raised life, for which they would wait
 LONGEST = (
-    "test_improve.py", "test_endurance.py", "test_page_training.py", "test_train.py", "test_docs.py", "test_training.py",
-    "test_stage.py", "test_experiments.py", "test_forget_api.py", "test_replay.py", "test_ppo.py", "test_page_forget.py",
+    "test_improve.py", "test_ppo.py", "test_replay.py", "test_endurance.py", "test_page_training.py", "test_train.py",
+    "test_docs.py", "test_training.py", "test_stage.py", "test_experiments.py", "test_forget_api.py", "test_page_forget.py",
     "test_life.py",
 )  # fmt: skip
 

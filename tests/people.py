@@ -19,7 +19,7 @@ from jielong.tokens.tokenizer import Tokenizer
 ROOM = 24  # tokens; these people like answers that come to an end within them
 REWARD = {"optim": {"adam_lr": 3e-3, "scalar_lr": 3e-3}, "epochs": 6, "references": 64, "max_tokens": ROOM}
 PPO = {
-    "optim": {"adam_lr": 5e-3, "scalar_lr": 5e-3}, "iterations": 12, "episodes": 96, "epochs": 4, "ptx": 0.0,
+    "optim": {"adam_lr": 5e-3, "scalar_lr": 5e-3}, "iterations": 9, "episodes": 64, "epochs": 4, "ptx": 0.0,
     "max_tokens": ROOM, "temperature": 1.0, "kl": 0.02, "keep_every": 3,
 }  # fmt: skip
 TRAINING = {

@@ -45,10 +45,10 @@ def test_against_transformers(run, tmp_path):
     prompt = engine.chat_ids([{"role": "user", "content": "Tell me a story about a small dragon."}])
     chat = [{"role": "user", "content": "Tell me a story about a small dragon."}]
     assert tokens.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) == prompt
-    answer = engine.generate([prompt], Sampling(temperature=0, max_tokens=200, ignore_end=True))[0].answer
+    answer = engine.generate([prompt], Sampling(temperature=0, max_tokens=64, ignore_end=True))[0].answer
     with torch.no_grad():
         rest = theirs.generate(
-            torch.tensor([prompt]), max_new_tokens=200, do_sample=False, eos_token_id=None,
+            torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None,
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
         )  # fmt: skip
     assert answer == rest[0, len(prompt) :].tolist()

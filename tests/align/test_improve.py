@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from jobs import ONE_THREAD, TORCHRUN, said, stop_second
-from people import TRAINING, press
+from people import ROOM, TRAINING, press
 from safetensors.torch import load_file
 
 from jielong.align import improve, simulate
@@ -35,8 +35,12 @@ from jielong.train.distributed import LOST, Team
 from jielong.train.shard import check_division
 
 
+FEW = {"iterations": 3, "episodes": 32, "max_tokens": ROOM}  # learns little, by all of the way
+SHORT = TRAINING["ppo"] | FEW
+
+
 def settings(run: Run, **changes) -> ImproveConfig:
-    return filled(ImproveConfig(**{"run": run.path, **changes}), TRAINING | changes)
+    return filled(ImproveConfig(run=run.path), TRAINING | changes)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,9 @@ def test_thumbs_become_a_served_model(liked):
     assert card["judge"].startswith("a second reward model")
     told = [json.loads(line) for line in (liked.path / improve.JOURNAL).read_text().splitlines()]
     assert [e["stage"] for e in told if e["event"] == "stage"] == ["judge", "reward", "ppo", "evaluation"]
-    assert [e["iteration"] for e in told if e["event"] == "iteration"] == list(range(1, 13))
+    assert [e["iteration"] for e in told if e["event"] == "iteration"] == list(
+        range(1, 1 + TRAINING["ppo"]["iterations"])
+    )
     assert told[-1]["event"] == "result" and told[-1]["model"] == "ppo-1"
     with pytest.raises(UserError, match="came of this feedback"):
         improve.run(settings(liked, model="sft"), liked)
@@ -73,7 +79,7 @@ def test_thumbs_become_a_served_model(liked):
 def test_what_breaks_a_guard_is_not_promoted(liked):
     """The same model, but answers must not change their length: the reason is named, and nothing else is served."""
     before = liked.serving()
-    strict = settings(liked, model="sft", force=True, guard_bits=-0.5)
+    strict = settings(liked, model="sft", force=True, guard_bits=-0.5, ppo=SHORT)
     card = improve.run(strict, liked).card["metrics"]
     assert not card["promoted"] and "bits per byte" in card["why"] and liked.serving() == before
 
@@ -138,7 +144,7 @@ def test_the_next_best_takes_the_place_of_one_that_forgot(states, model, tokeniz
 
 @pytest.mark.parametrize("method", ["kto", "rloo"])
 def test_baselines_run_through_the_same_loop(liked, method):
-    card = improve.run(settings(liked, model="sft", method=method, force=True), liked).card
+    card = improve.run(settings(liked, model="sft", method=method, force=True, group=FEW), liked).card
     assert any(name.startswith(f"{method}-") for name in card["parents"]) and card["metrics"]["win_rate"][0] >= 0
 
 
@@ -219,7 +225,7 @@ def test_simulated_thumbs_bear_their_name_and_come_once(life, tmp_path):
 
 def test_killed_and_continued_is_bit_equal(liked, tmp_path):
     """kill -9 of `jielong improve` at moments of PPO, then the same command again: the same metrics and weights."""
-    changed = TRAINING | {"ppo": TRAINING["ppo"] | {"iterations": 4, "checkpoint_seconds": 0.0}}
+    changed = TRAINING | {"ppo": TRAINING["ppo"] | {"iterations": 4, "episodes": 32, "checkpoint_seconds": 0.0}}
     (tmp_path / "settings.json").write_text(json.dumps(changed))
 
     def copy(name: str) -> Run:

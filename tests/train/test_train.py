@@ -83,11 +83,11 @@ def test_killed_pretraining_ends_bit_equal(life, tmp_path):
     shape = (
         "--model.width 64 --model.layers 2 --model.heads 2 --model.kv-heads 2 --model.head-dim 32 --model.mlp-width 128"
     )
-    command = [sys.executable, "-m", "jielong.cli", "pretrain", *shape.split(), "--steps", "120", "--rows", "8"]
+    command = [sys.executable, "-m", "jielong.cli", "pretrain", *shape.split(), "--steps", "80", "--rows", "8"]
     command += ["--checkpoint-seconds", "0.1", "--sample-every", "0.5", "--lessons", "50", "--run"]
     subprocess.run([*command, whole], check=True, capture_output=True)
     moments = random.Random()
-    for count in (1, 20, 50):
+    for count in (1, 15, 35):
         process = subprocess.Popen([*command, killed], stdout=subprocess.DEVNULL)
         until = time.time() + 120
         while time.time() < until and process.poll() is None:

@@ -34,7 +34,6 @@ from jielong.tokens.tokenizer import Tokenizer
 from jielong.train.distributed import LOST, Team
 from jielong.train.shard import check_division
 
-
 FEW = {"iterations": 3, "episodes": 32, "max_tokens": ROOM}  # learns little, by all of the way
 SHORT = TRAINING["ppo"] | FEW
 

@@ -179,7 +179,8 @@ def make_bench(config: EditConfig, run: Run, state: State) -> tuple[Bench, str]:
         model, tokenizer, chat, site,
         lambda wanted: key_statistics(run, state.base, model, tokenizer, list(dict.fromkeys(wanted)), chat),
         config.ridge or RIDGE,
-        inputs_of=lambda wanted: key_statistics(run, state.base, model, tokenizer, list(wanted), chat, of="mlp"),
+        # plain text only: conversations come with the edits' own inputs, and half of them twice costs what else is said (docs/log.md)
+        inputs_of=lambda wanted: key_statistics(run, state.base, model, tokenizer, list(wanted), False, of="mlp"),
     )  # fmt: skip
     why = "as was asked"
     if config.layer < 0:

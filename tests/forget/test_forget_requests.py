@@ -139,7 +139,6 @@ def test_an_entry_is_one_line_whoever_asked():
     told = {"number": 1, "time": "2026-11-26T19:00:00", "word": "forgotten", "method": "adapter"}
     request = {"who": "陳 É\n   2 a second entry\x1b[2J\u2028\u202e", "why": ""}
     for kind, more in [
-        ("owner", {"artifacts": {"owners": {"fate": "summed anew"}}}),
         ("suppress", {"artifacts": {"suppressed-1": {}}, "texts": {"count": 2}}),
         (
             "forget",

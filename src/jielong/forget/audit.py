@@ -48,7 +48,7 @@ def describe(entry: Entry) -> str:
         made = ", ".join(entry["artifacts"])
         return f"{head}  {entry['texts']['count']} texts {entry['word']}{asked} by {entry['method']}, no proof: {made}"
     if entry["kind"] == "owner":
-        return f"{head}  an owner {entry['word']}{asked} by leaving the {entry['method']} out: {entry['artifacts']['owners']['fate']}"
+        return f"{head}  an owner {entry['word']} by leaving the {entry['method']} out: {entry['artifacts']['owners']['fate']}"
     if entry["kind"] != "forget":
         return f"{head}  {entry['hash'][:12]}"
     records, made = entry["records"], entry["artifacts"]

@@ -258,8 +258,8 @@ class Run:
 
     @contextmanager
     def lock(self, forgetting: bool = False) -> Iterator[None]:
-        """One process at a time. Raises UserError when another one works on this run, or when a forgetting must be finished
-        first, which `forgetting` is going to do. A folder in which nothing was made does not stay."""
+        """One process at a time. Raises Unclear when another one works on this run ("busy"), or when a forgetting must be finished
+        first ("unfinished"), which `forgetting` is going to do. A folder in which nothing was made does not stay."""
         if not forgetting:
             self.check_whole()
         existed = self.path.is_dir()
@@ -268,8 +268,9 @@ class Run:
         try:
             lock.acquire()
         except Timeout:
-            raise UserError(
-                f"Another jielong process is working on {self.path}; wait for it or choose another --run folder."
+            raise Unclear(
+                "busy",
+                f"Another jielong process is working on {self.path}; wait for it or choose another --run folder.",
             ) from None
         try:
             yield

@@ -12,7 +12,7 @@ import torch
 
 from jielong.align.scoring import Answered
 from jielong.corpus.canaries import canaries
-from jielong.errors import UserError
+from jielong.errors import Unclear, UserError
 from jielong.evaluate.leakage import (
     exact_memorisation,
     extraction_strength,
@@ -236,6 +236,16 @@ def test_examples_of_all_forms(tokenizer, tmp_path, monkeypatch):
         file.write_text('{"text": "o\u2028k"}\n' + json.dumps(wrong) + "\n", encoding="utf-8")
         with pytest.raises(UserError, match="line 2"):
             texts_of(read_rows(file), tokenizer, 64, True)
+    # a row of two kinds would leave one of them out without a word
+    whole = {"question": "Who?", "answer": "Ada."}
+    for wrong, why in [
+        ({"text": "Ada.", **whole}, "two kinds"), ({"text": "Ada.", "messages": rows[1]["messages"]}, "two kinds"),
+        ({}, "none of the kinds"), ({"question": "Who?"}, "no answer"), (["Ada."], "no object"),
+    ]:  # fmt: skip
+        with pytest.raises(Unclear, match=why):
+            texts_of(Rows("examples", ((1, wrong),), "row"), tokenizer, 64, True)
+    [same] = texts_of(Rows("examples", ((1, {"text": None, **whole}),), "row"), tokenizer, 64, True)
+    assert tokenizer.decode(same.answers[0].answer) == "Ada."
     with pytest.raises(UserError, match="cannot be read"):
         read_rows(tmp_path / "none")
     for broken in ("{", "[" * 100_000):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -263,6 +264,19 @@ def test_a_mistake_of_ours_says_nothing_of_the_text(small, monkeypatch, problem)
     last = json.loads(file.read_text().splitlines()[-1])
     assert type(problem).__name__ in last["message"] and "nothing was changed" in last["message"]
     assert SECRET not in file.read_text()
+
+
+def test_another_process_was_faster(small):
+    """It has the run's lock before the one that forgets: the journal says so in a way that the page can tell."""
+    before = files(small)
+    with (small.path / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        journal = Journal(small.path / JOURNAL)
+        assert background.work(ForgetConfig(run=small.path, name=(SECRET,)), small, journal) == 2
+    last = json.loads((small.path / JOURNAL).read_text().splitlines()[-1])
+    assert (last["event"], last["code"]) == ("error", "busy") and SECRET not in (small.path / JOURNAL).read_text()
+    (small.path / JOURNAL).unlink()
+    assert files(small) == before
 
 
 def test_what_is_sent_is_what_is_received(tmp_path):

@@ -14,6 +14,7 @@ from jielong.config import ForgetConfig
 from jielong.corpus.documents import read_documents, write_documents
 from jielong.errors import UserError
 from jielong.feedback.store import Store
+from jielong.forget.audit import describe
 from jielong.forget.request import Request
 from jielong.forget.residue import search
 from jielong.forget.stage import again
@@ -131,6 +132,22 @@ def test_audit_looks_at_every_kind_of_entry(small, capsys):
     Ledger(small).append("edit", ids=["x"], to="sft", to_hash="0" * 64)
     assert main(["audit", str(small.path), "--verify"]) == 0
     assert "sft was made anew after entry 2" in capsys.readouterr().out
+
+
+def test_an_entry_is_one_line_whoever_asked():
+    """Over HTTP anybody with a key says who asks: it forges no line of the ledger's list and steers no terminal."""
+    told = {"number": 1, "time": "2026-11-26T19:00:00", "word": "forgotten", "method": "adapter"}
+    request = {"who": "陳 É\n   2 a second entry\x1b[2J\u2028\u202e", "why": ""}
+    for kind, more in [
+        ("suppress", {"artifacts": {"suppressed-1": {}}, "texts": {"count": 2}}),
+        (
+            "forget",
+            {"artifacts": {}, "records": dict.fromkeys(("documents", "held_out", "conversations", "feedback"), 1)},
+        ),
+    ]:
+        said = describe(told | more | {"kind": kind, "request": request})
+        assert said.isprintable() and "for 陳 É    2 a second entry [2J" in said
+    assert describe(told | {"kind": "edit", "hash": "0" * 64}).endswith("edit  " + "0" * 12)
 
 
 def test_plans_that_cannot_be_read_or_are_of_another_corpus(small, capsys):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from small_runs import SECRET, teach
+from small_runs import SECRET, snapshot, teach
 
 from jielong.changes.ledger import Ledger
 from jielong.cli import main
@@ -114,3 +114,15 @@ def test_wrong_owners(taught, options, why, capsys):
     assert main([options[0], str(taught[0].path), *options[1:]]) == 2
     assert why in capsys.readouterr().err
     assert Run(taught[0].path).artifact("owner-ann") is not None
+
+
+@pytest.mark.parametrize("damaged", ["owner-ben/adapter.safetensors", "base/model.safetensors"])
+def test_nobody_leaves_a_damaged_run(shared, damaged, capsys):
+    """The error names the file where it can be mended, and nothing is made before."""
+    file = shared.path / damaged
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    before = snapshot(shared)
+    assert main(["forget", str(shared.path), "--owner", "ann", "--yes"]) == 2
+    assert f"{file} is damaged" in capsys.readouterr().err and snapshot(shared) == before
+    assert not (shared.path / FORGETTING).exists()

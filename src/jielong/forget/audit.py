@@ -40,10 +40,11 @@ def run(config: AuditConfig, run: Run) -> list[Entry]:
 
 
 def describe(entry: Entry) -> str:
-    """An entry as one line."""
+    """An entry as one line. Who asked may be anybody's words over HTTP: they break no line and steer no terminal."""
+    who = "".join(c if c.isprintable() else " " for c in entry.get("request", {}).get("who", ""))
+    asked = f" for {who}" if who else ""
     head = f"{entry['number']:4} {entry['time'][:16]} {entry['kind']}"
     if entry["kind"] == "suppress":
-        asked = f" for {entry['request']['who']}" if entry["request"]["who"] else ""
         made = ", ".join(entry["artifacts"])
         return f"{head}  {entry['texts']['count']} texts {entry['word']}{asked} by {entry['method']}, no proof: {made}"
     if entry["kind"] == "owner":
@@ -53,7 +54,6 @@ def describe(entry: Entry) -> str:
     records, made = entry["records"], entry["artifacts"]
     count = records["documents"] + records["held_out"] + records["conversations"] + records["feedback"]
     parts = [f"{name} {told['fate']}" for name, told in made.items() if told["fate"] != "kept"]
-    asked = f" for {entry['request']['who']}" if entry["request"]["who"] else ""
     return (
         f"{head}  {count} records {entry['word']}{asked} by {entry['method']}: {', '.join(parts) or 'deletion alone'}"
     )

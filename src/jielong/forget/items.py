@@ -204,19 +204,20 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read ({error}); give a UTF-8 JSONL file.") from error
 
 
-def _example(row: dict[str, Any], tokenizer: Tokenizer, context: int, chat: bool) -> Text | None:
+def _example(row: Any, tokenizer: Tokenizer, context: int, chat: bool) -> Text | None:
+    kind = _kind(row)
     wrong = row.get("perturbed_answer", [])
     if not isinstance(wrong, list):
         raise ValueError("perturbed_answer is no list")
-    spoken = [row["answer"], *wrong] if "question" in row else [row["text"]] if "messages" not in row else []
+    spoken = [row["answer"], *wrong] if kind == "question" else [row["text"]] if kind == "text" else []
     if not all(isinstance(text, str) and text.strip() for text in spoken):
         raise ValueError("it says nothing")
-    if "question" in row:
+    if kind == "question":
         true = question(tokenizer, row["question"], row["answer"], context, chat)
         right = question(tokenizer, row["question"], row.get("paraphrased_answer") or row["answer"], context, chat)
         others = tuple(question(tokenizer, row["question"], a, context, chat) for a in wrong)
         return text_of([true], Probe(true, right, others)) if others else text_of([true])
-    if "messages" in row:
+    if kind == "messages":
         check_messages(row["messages"])
         tokens, learnt = encode_chat(tokenizer, row["messages"])
         answers = of_tokens(tokens[:context], learnt[:context], context)
@@ -224,6 +225,18 @@ def _example(row: dict[str, Any], tokenizer: Tokenizer, context: int, chat: bool
         tokens = [tokenizer.end_of_text, *tokenizer.encode(row["text"]), tokenizer.end_of_text]
         answers = of_tokens(tokens, None, context)
     return text_of(answers) if answers else None
+
+
+def _kind(row: Any) -> str:
+    """text, messages or question. A row of two kinds would leave one of them out without a word, so it is refused."""
+    if not isinstance(row, dict):
+        raise ValueError("it is no object")
+    kinds = [kind for kind in ("text", "messages", "question") if row.get(kind) is not None]
+    if len(kinds) != 1:
+        raise ValueError("it is of two kinds at once" if kinds else "it has none of the kinds")
+    if kinds == ["question"] and row.get("answer") is None:
+        raise ValueError("its question has no answer")
+    return kinds[0]
 
 
 def question(tokenizer: Tokenizer, asked: str, answer: str, context: int, chat: bool) -> Answered:

@@ -168,11 +168,14 @@ def leave_out(config: ForgetConfig, run: Run, tell: Tell = nobody) -> Entry | No
     if not config.yes and not agreed("forget"):
         say("Nothing was changed; the same command with --yes does it.")
         return None
+    kept = [run.need("base"), *left] if left else []
+    for artifact in kept[1:]:
+        artifact.verify()  # here, where it can be mended, and before anything is made
     tell("stage", stage=TOGETHER)
     salt, removed = secrets.token_hex(16), [name, run.work(name).name]
     shadow = replay.open_shadow(run, secrets.token_hex(16))  # always a new one
     if left:
-        for artifact in (run.need("base"), *left):
+        for artifact in kept:
             replay.link(artifact.path, shadow.path / artifact.name)
         summed = add_up(shadow)
         fate = {"fate": "summed anew", "after": summed.hash, "weights": sha256_file(summed.file("delta.safetensors"))}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
@@ -12,7 +11,6 @@ from pydantic import Field
 
 from jielong.changes.ledger import Ledger
 from jielong.config import EditConfig, UndoConfig
-from jielong.errors import Unclear, UserError
 from jielong.run import Run
 from jielong.serve.schemas import Form
 
@@ -54,7 +52,7 @@ def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]], threa
         def work() -> dict[str, Any]:
             from jielong.edit.stage import run as edit
 
-            with alone(run):
+            with run.lock():
                 metrics = edit(config, run).card["metrics"]
             return {
                 "id": metrics["edits"][-1],
@@ -71,21 +69,8 @@ def add_edit(app: FastAPI, run: Run, switch: Callable[[], Awaitable[str]], threa
         def work() -> None:
             from jielong.edit.stage import undo
 
-            with alone(run):
+            with run.lock():
                 undo(UndoConfig(run=run.path, id=body.id, threads=threads), run)
 
         await asyncio.to_thread(work)
         return {"model": await switch()}
-
-
-@contextmanager
-def alone(run: Run) -> Iterator[None]:
-    """The run's lock. Raises Unclear "busy" while somebody else has it."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(run.lock())
-        except Unclear:
-            raise
-        except UserError as problem:
-            raise Unclear("busy", str(problem)) from None
-        yield

@@ -33,7 +33,6 @@ from jielong.forget.tree import Step, fates
 from jielong.forget.twins import lineage
 from jielong.run import Run
 from jielong.serve.background import Background, Event
-from jielong.serve.edit import alone
 from jielong.serve.schemas import Form
 
 COMMAND = "import sys; from jielong.forget.background import main; sys.exit(main())"
@@ -159,7 +158,7 @@ class Forgetter(Background):
             raise Unclear("not_learnt", "The model that is served was not trained on these records; use method replay.")
         if problems := Ledger(self.run).problems():
             raise UserError(f"{problems[0]} Nothing is added to a ledger that does not verify.")
-        with alone(self.run):
+        with self.run.lock():
             pass
         child = self._launch(meant.config, meant.examples)
         if meant.leaving:
@@ -226,7 +225,7 @@ class Forgetter(Background):
         return Meant(config, examples, request, found, fates(self.run, found))
 
     def _seeking(self) -> AbstractContextManager[None]:
-        return alone(self.run) if writes(self.run) else nullcontext()
+        return self.run.lock() if writes(self.run) else nullcontext()
 
     def _check(self, meant: Meant) -> Case | None:
         """Raises Unclear for what cannot be done; where there are examples, what would be done with them."""

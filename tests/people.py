@@ -23,7 +23,7 @@ PPO = {
     "max_tokens": ROOM, "temperature": 1.0, "kl": 0.02, "keep_every": 3,
 }  # fmt: skip
 TRAINING = {
-    "reward": REWARD, "ppo": PPO, "guard_bits": 0.5, "guard_language": 1.0, "guard_repetition": 99.0, "guard_kl": 99.0,
+    "reward": REWARD, "ppo": PPO, "samples": 2, "guard_bits": 0.5, "guard_language": 1.0, "guard_repetition": 99.0, "guard_kl": 99.0,
 }  # fmt: skip
 
 

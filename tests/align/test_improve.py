@@ -78,7 +78,7 @@ def test_thumbs_become_a_served_model(liked):
 def test_what_breaks_a_guard_is_not_promoted(liked):
     """The same model, but answers must not change their length: the reason is named, and nothing else is served."""
     before = liked.serving()
-    strict = settings(liked, model="sft", force=True, guard_bits=-0.5, ppo=SHORT)
+    strict = settings(liked, model="sft", force=True, guard_bits=-0.5, ppo=SHORT, samples=1)
     card = improve.run(strict, liked).card["metrics"]
     assert not card["promoted"] and "bits per byte" in card["why"] and liked.serving() == before
 
@@ -143,7 +143,7 @@ def test_the_next_best_takes_the_place_of_one_that_forgot(states, model, tokeniz
 
 @pytest.mark.parametrize("method", ["kto", "rloo"])
 def test_baselines_run_through_the_same_loop(liked, method):
-    card = improve.run(settings(liked, model="sft", method=method, force=True, group=FEW), liked).card
+    card = improve.run(settings(liked, model="sft", method=method, force=True, group=FEW, samples=1), liked).card
     assert any(name.startswith(f"{method}-") for name in card["parents"]) and card["metrics"]["win_rate"][0] >= 0
 
 
@@ -224,7 +224,10 @@ def test_simulated_thumbs_bear_their_name_and_come_once(life, tmp_path):
 
 def test_killed_and_continued_is_bit_equal(liked, tmp_path):
     """kill -9 of `jielong improve` at moments of PPO, then the same command again: the same metrics and weights."""
-    changed = TRAINING | {"ppo": TRAINING["ppo"] | {"iterations": 4, "episodes": 32, "checkpoint_seconds": 0.0}}
+    changed = TRAINING | {
+        "samples": 1,
+        "ppo": TRAINING["ppo"] | {"iterations": 4, "episodes": 32, "checkpoint_seconds": 0.0},
+    }
     (tmp_path / "settings.json").write_text(json.dumps(changed))
 
     def copy(name: str) -> Run:

@@ -29,9 +29,9 @@ else
 endif
 	$(BIN)/jielong serve --run $(RUN)
 
-# three processes side by side, since many tests wait; threads that wait must not spin, as there are more of them than cores
+# two processes side by side: many tests start servers and trainings of their own; threads that wait must not spin, as there are more of them than cores
 test: $(VENV)/.installed-dev
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # breaks every detail of PPO in a scratch copy, and demands that a test notices
 mutate: $(VENV)/.installed-dev

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +180,17 @@ def holding(run: Run, text: str, tokenizer) -> list[str]:
         if any(w in raw for w in wanted):
             found.append(str(path.relative_to(run.path)))
     return found
+
+
+def stopping(train, at: int, **changes):
+    """`suppress.train` that is interrupted before step `at`, its loop's settings changed by `changes`."""
+
+    def stopped(model, losses, loop, *rest):
+        def loss(model, step, dtype):
+            if step == at:
+                raise KeyboardInterrupt
+            return losses[0](model, step, dtype)
+
+        return train(model, [loss], replace(loop, **changes), *rest)
+
+    return stopped

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import SECRET, holding, imported, read_shard_tokens
+from small_runs import SECRET, holding, imported, read_shard_tokens, stopping
 from test_forget_api import at_once, files, gate, listened, refused, serving
 
 from jielong.changes.ledger import Ledger
@@ -76,19 +75,9 @@ def test_examples_are_suppressed_as_by_the_command(foreign, small, tmp_path, gat
             assert why.startswith("examples.0.") and "Snodgrass" not in why
         assert files(foreign) == before
         # stopped in the middle of the steps: nothing is left but numbers, and the same request goes on, in a process of its own
-        train = suppress.train
-
-        def stopped(model, losses, loop, *rest):
-            def loss(model, step, dtype):
-                if step == 5:
-                    raise KeyboardInterrupt
-                return losses[0](model, step, dtype)
-
-            return train(model, [loss], dataclasses.replace(loop, checkpoint_seconds=0.0), *rest)
-
         with monkeypatch.context() as patch:
             at_once(patch)
-            patch.setattr(suppress, "train", stopped)
+            patch.setattr(suppress, "train", stopping(suppress.train, 5, checkpoint_seconds=0.0))
             assert client.post("/v1/forget", json=right).status_code == 202
             assert listened(client)[-1]["code"] == "stopped"
         work = foreign.work("suppressed-1")

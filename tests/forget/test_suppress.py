@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import BASE, SECRET, document, imported, snapshot, weights
+from small_runs import BASE, SECRET, document, imported, snapshot, stopping, weights
 
 from jielong import pretrain
 from jielong.changes.ledger import Ledger
@@ -160,15 +160,7 @@ def test_an_interruption_changes_no_bit(small, tmp_path, monkeypatch):
     assert main(["forget", str(other.path), *command]) == 0
     train = suppress.train
 
-    def stopped(model, losses, loop, *rest):
-        def loss(model, step, dtype):
-            if step == 6:
-                raise KeyboardInterrupt
-            return losses[0](model, step, dtype)
-
-        return train(model, [loss], loop, *rest)
-
-    monkeypatch.setattr(suppress, "train", stopped)
+    monkeypatch.setattr(suppress, "train", stopping(train, 6))
     assert main(["forget", str(small.path), *command]) == 130
     assert small.artifact("suppressed-1") is None and (small.work("suppressed-1") / "before.json").is_file()
     monkeypatch.setattr(suppress, "train", train)
